@@ -1,0 +1,169 @@
+//! AVX2 with FMA and F16C: sixteen float32 lanes are two registers, sixteen float64 lanes are four.
+
+use super::Simd;
+use super::vector::{Register, Vector};
+use core::arch::x86_64::*;
+use half::{bf16, f16};
+
+/// The token of AVX2, FMA and F16C, made only by [`Avx2::detect`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Avx2(());
+
+impl Avx2 {
+    /// The token, if this machine and its operating system run these instructions.
+    pub(super) fn detect() -> Option<Self> {
+        let runs = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+            && is_x86_feature_detected!("popcnt");
+        runs.then_some(Self(()))
+    }
+}
+
+macro_rules! avx2_register {
+    ($register:ty, $float:ty, $width:literal, $shift:literal, $($name:ident = $intrinsic:ident),+ ;
+     $mul_add:ident, $neg_mul_add:ident, $to_bits:ident, $from_bits:ident, $shift_left:ident, $add_bits:ident,
+     $compare:ident, $blend:ident, $move_mask:ident, $splat:ident, $load:ident, $store:ident) => {
+        // SAFETY: only AVX2 and FMA instructions; callers prove that they run here.
+        unsafe impl Register for $register {
+            type Scalar = $float;
+            const WIDTH: usize = $width;
+
+            #[inline(always)]
+            unsafe fn splat(value: $float) -> Self {
+                // SAFETY: the caller proves that AVX2 runs here.
+                unsafe { $splat(value) }
+            }
+            #[inline(always)]
+            unsafe fn load(pointer: *const $float) -> Self {
+                // SAFETY: the caller proves that AVX2 runs here and vouches for the memory.
+                unsafe { $load(pointer) }
+            }
+            #[inline(always)]
+            unsafe fn store(self, pointer: *mut $float) {
+                // SAFETY: the caller proves that AVX2 runs here and vouches for the memory.
+                unsafe { $store(pointer, self) }
+            }
+            $(
+                #[inline(always)]
+                unsafe fn $name(self, other: Self) -> Self {
+                    // SAFETY: the caller proves that AVX2 runs here.
+                    unsafe { $intrinsic(self, other) }
+                }
+            )+
+            #[inline(always)]
+            unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
+                // SAFETY: the caller proves that FMA runs here.
+                unsafe { $mul_add(self, factor, addend) }
+            }
+            #[inline(always)]
+            unsafe fn neg_mul_add(self, factor: Self, addend: Self) -> Self {
+                // SAFETY: the caller proves that FMA runs here.
+                unsafe { $neg_mul_add(self, factor, addend) }
+            }
+            #[inline(always)]
+            unsafe fn add_exponent(self, shifted: Self) -> Self {
+                // SAFETY: the caller proves that AVX2 runs here.
+                unsafe { $from_bits($add_bits($to_bits(self), $shift_left::<$shift>($to_bits(shifted)))) }
+            }
+            #[inline(always)]
+            unsafe fn select_less(self, other: Self, when_true: Self, otherwise: Self) -> Self {
+                // SAFETY: the caller proves that AVX2 runs here.
+                unsafe { $blend(otherwise, when_true, $compare::<_CMP_LT_OQ>(self, other)) }
+            }
+            #[inline(always)]
+            unsafe fn select_equal(self, other: Self, when_true: Self, otherwise: Self) -> Self {
+                // SAFETY: the caller proves that AVX2 runs here.
+                unsafe { $blend(otherwise, when_true, $compare::<_CMP_EQ_OQ>(self, other)) }
+            }
+            #[inline(always)]
+            unsafe fn mask_greater(self, other: Self) -> u16 {
+                // SAFETY: the caller proves that AVX2 runs here.
+                unsafe { $move_mask($compare::<_CMP_GT_OQ>(self, other)) as u16 }
+            }
+            #[inline(always)]
+            unsafe fn mask_equal(self, other: Self) -> u16 {
+                // SAFETY: the caller proves that AVX2 runs here.
+                unsafe { $move_mask($compare::<_CMP_EQ_OQ>(self, other)) as u16 }
+            }
+        }
+    };
+}
+avx2_register!(
+    __m256, f32, 8, 23,
+    add = _mm256_add_ps, sub = _mm256_sub_ps, mul = _mm256_mul_ps, div = _mm256_div_ps, max = _mm256_max_ps;
+    _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_slli_epi32, _mm256_add_epi32,
+    _mm256_cmp_ps, _mm256_blendv_ps, _mm256_movemask_ps, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps
+);
+avx2_register!(
+    __m256d, f64, 4, 52,
+    add = _mm256_add_pd, sub = _mm256_sub_pd, mul = _mm256_mul_pd, div = _mm256_div_pd, max = _mm256_max_pd;
+    _mm256_fmadd_pd, _mm256_fnmadd_pd, _mm256_castpd_si256, _mm256_castsi256_pd, _mm256_slli_epi64, _mm256_add_epi64,
+    _mm256_cmp_pd, _mm256_blendv_pd, _mm256_movemask_pd, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd
+);
+
+impl Simd for Avx2 {
+    type F32 = Vector<__m256, 2>;
+    type F64 = Vector<__m256d, 4>;
+
+    #[inline(always)]
+    fn splat_f32(self, value: f32) -> Self::F32 {
+        // SAFETY: `self` is the token.
+        unsafe { Vector::splat(value) }
+    }
+    #[inline(always)]
+    fn splat_f64(self, value: f64) -> Self::F64 {
+        // SAFETY: `self` is the token.
+        unsafe { Vector::splat(value) }
+    }
+    #[inline(always)]
+    fn widen(self, narrow: Self::F32) -> Self::F64 {
+        let [low, high] = narrow.registers();
+        // SAFETY: `self` is the token.
+        unsafe {
+            Vector::from_registers([
+                _mm256_cvtps_pd(_mm256_castps256_ps128(low)),
+                _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(low)),
+                _mm256_cvtps_pd(_mm256_castps256_ps128(high)),
+                _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(high)),
+            ])
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f32(self, pointer: *const f32) -> Self::F32 {
+        // SAFETY: `self` is the token; the caller vouches for the memory.
+        unsafe { Vector::load(pointer) }
+    }
+    #[inline(always)]
+    unsafe fn load_f64(self, pointer: *const f64) -> Self::F64 {
+        // SAFETY: `self` is the token; the caller vouches for the memory.
+        unsafe { Vector::load(pointer) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, pointer: *const f16) -> Self::F32 {
+        // SAFETY: `self` is the token; the caller vouches for the memory.
+        unsafe {
+            Vector::from_registers([
+                _mm256_cvtph_ps(_mm_loadu_si128(pointer.cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(pointer.add(8).cast())),
+            ])
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, pointer: *const bf16) -> Self::F32 {
+        // SAFETY: `self` is the token; the caller vouches for the memory.
+        unsafe {
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(pointer.cast()));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(pointer.add(8).cast()));
+            Vector::from_registers([
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+            ])
+        }
+    }
+    #[inline(always)]
+    fn prefetch(self, pointer: *const u8) {
+        // SAFETY: `self` is the token; a prefetch of any address is allowed.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(pointer.cast()) }
+    }
+}
