@@ -1,0 +1,92 @@
+//! How a call will run: instruction set, threads, units of work. Plain data that follows from shape, settings and machine;
+//! making one touches no array, and no choice in it changes a bit of the result.
+
+use crate::error::Error;
+use crate::input::LEAF;
+use crate::simd::Isa;
+
+/// A printable choice.
+///
+/// ```
+/// let plan = xentrs::Plan::new(512, 128_256, Some(2))?;
+/// assert_eq!(plan.threads, 2);
+/// # Ok::<(), xentrs::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Instruction set of the kernels.
+    pub isa: Isa,
+    /// Threads that take units.
+    pub threads: usize,
+    /// What one thread takes at a time.
+    pub unit: Unit,
+}
+
+/// A piece of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// So many whole rows.
+    Rows(usize),
+    /// So many leaves of one row, for calls with fewer rows than threads could share.
+    Leaves(usize),
+}
+
+/// More threads than any machine has; a larger number is a mistake.
+const MOST_THREADS: usize = 4096;
+/// A unit is at least so many columns, which take some ten microseconds: waking a thread costs less.
+const UNIT_COLUMNS: usize = 1 << 16;
+/// A unit is at most so many columns, so that an interrupt is answered soon.
+const LONGEST_UNIT_COLUMNS: usize = 1 << 20;
+/// Units for each thread, so that a thread that is held up does not hold up the call.
+const UNITS_PER_THREAD: usize = 4;
+
+impl Plan {
+    /// The plan for `rows` rows of `vocab` columns. `num_threads` of `None` or 0 takes [`default_threads`].
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] for more than 4,096 threads or an environment variable that is no number; those of
+    /// [`Isa::current`].
+    pub fn new(rows: usize, vocab: usize, num_threads: Option<usize>) -> Result<Self, Error> {
+        let isa = Isa::current()?;
+        let most = match num_threads.unwrap_or(0) {
+            0 => default_threads()?,
+            count => checked_threads("num_threads", count)?,
+        };
+        let columns = rows.saturating_mul(vocab);
+        let leaves = vocab.div_ceil(LEAF);
+        let threads = most.min(columns.div_ceil(UNIT_COLUMNS / 2)).max(1);
+        let wanted_units = threads * UNITS_PER_THREAD;
+        let splits_rows = leaves > 1 && (rows < wanted_units && threads > 1 || vocab > LONGEST_UNIT_COLUMNS);
+        let unit = if splits_rows {
+            let fair = (leaves * rows).div_ceil(wanted_units);
+            Unit::Leaves(fair.clamp(1, LONGEST_UNIT_COLUMNS / LEAF).min(leaves))
+        } else {
+            let fair = rows.div_ceil(wanted_units).max(1);
+            Unit::Rows((UNIT_COLUMNS / vocab.max(1)).clamp(1, fair))
+        };
+        Ok(Self { isa, threads, unit })
+    }
+}
+
+/// Threads of a call that names none: `XENTRS_NUM_THREADS`, else the cores this process may use (affinity and cgroup
+/// quota counted).
+///
+/// # Errors
+/// [`Error::Parameter`] if the variable is not a number from 1 to 4,096.
+pub fn default_threads() -> Result<usize, Error> {
+    match std::env::var("XENTRS_NUM_THREADS") {
+        Ok(text) if !text.is_empty() => {
+            let count = text.trim().parse().map_err(|_| thread_error("XENTRS_NUM_THREADS", text.clone()))?;
+            checked_threads("XENTRS_NUM_THREADS", count)
+        }
+        _ => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
+    }
+}
+
+fn checked_threads(name: &'static str, count: usize) -> Result<usize, Error> {
+    if (1..=MOST_THREADS).contains(&count) { Ok(count) } else { Err(thread_error(name, count.to_string())) }
+}
+
+fn thread_error(name: &'static str, value: String) -> Error {
+    Error::Parameter { name, value, expected: "a number from 1 to 4096" }
+}

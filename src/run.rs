@@ -1,0 +1,174 @@
+//! Units of work over threads, and rows of work over units.
+//!
+//! Threads come from our own pool, keyed by process id: a pool does not survive `fork`, so a child builds its own and
+//! leaves the parent's alone. No lock is held while work runs, and the waiting thread asks now and then whether to stop.
+
+use crate::error::Error;
+use crate::plan::{Plan, Unit};
+use crate::simd::with_default_control;
+use arc_swap::ArcSwapOption;
+use rayon::ThreadPool;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Asked by the waiting thread every 50 ms: should the call stop?
+pub(crate) type Interrupt<'a> = &'a dyn Fn() -> bool;
+
+/// How often the waiting thread asks.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// Gives each unit to one of `threads` threads, each with its own scratch. Who gets which unit is left to chance, so
+/// a unit's work may depend on nothing but the unit.
+pub(crate) fn for_each<T: Send, W>(
+    threads: usize,
+    units: impl Iterator<Item = T> + Send,
+    scratch: impl Fn() -> W + Sync,
+    work: impl Fn(&mut W, T) + Sync,
+    interrupt: Interrupt<'_>,
+) -> Result<(), Error> {
+    if threads == 1 {
+        return for_each_here(units, scratch(), work, interrupt);
+    }
+    let units = Mutex::new(units);
+    let stop = AtomicBool::new(false);
+    let worker = || {
+        with_default_control(|| {
+            let mut scratch = scratch();
+            while !stop.load(Ordering::Relaxed) {
+                // A panic elsewhere poisons the lock between two units, which leaves the iterator sound.
+                let next = units.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
+                let Some(unit) = next else { break };
+                work(&mut scratch, unit);
+            }
+        });
+    };
+    let (done, all_done) = channel::<()>();
+    pool(threads)?.in_place_scope(|scope| {
+        for _ in 0..threads {
+            let done = done.clone();
+            scope.spawn(|_| {
+                let _closes_when_dropped = done;
+                worker();
+            });
+        }
+        drop(done);
+        while let Err(RecvTimeoutError::Timeout) = all_done.recv_timeout(PATIENCE) {
+            if interrupt() {
+                stop.store(true, Ordering::Relaxed);
+            }
+        }
+    });
+    if stop.into_inner() { Err(Error::Interrupted) } else { Ok(()) }
+}
+
+fn for_each_here<T, W>(
+    units: impl Iterator<Item = T>,
+    mut scratch: W,
+    work: impl Fn(&mut W, T),
+    interrupt: Interrupt<'_>,
+) -> Result<(), Error> {
+    with_default_control(|| {
+        let mut asked = Instant::now();
+        for unit in units {
+            work(&mut scratch, unit);
+            if asked.elapsed() > PATIENCE {
+                if interrupt() {
+                    return Err(Error::Interrupted);
+                }
+                asked = Instant::now();
+            }
+        }
+        Ok(())
+    })
+}
+
+/// A pool of at least `threads` threads, made on first use in this process and kept.
+fn pool(threads: usize) -> Result<Arc<ThreadPool>, Error> {
+    static CURRENT: ArcSwapOption<(u32, Arc<ThreadPool>)> = ArcSwapOption::const_empty();
+    let process = std::process::id();
+    let current = CURRENT.load_full();
+    if let Some(entry) = &current
+        && entry.0 == process
+        && entry.1.current_num_threads() >= threads
+    {
+        return Ok(entry.1.clone());
+    }
+    let built = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|index| format!("xentrs-{index}"))
+        .build()
+        .map_err(|error| Error::Threads { count: threads, reason: error.to_string() })?;
+    let built = Arc::new(built);
+    let replaced = CURRENT.swap(Some(Arc::new((process, built.clone()))));
+    for entry in [current, replaced].into_iter().flatten() {
+        if entry.0 != process {
+            // The threads of a parent process do not exist here; dropping their pool would wait for them.
+            std::mem::forget(entry);
+        }
+    }
+    Ok(built)
+}
+
+/// Work on rows that can be cut at leaf borders: read, append in column order, write.
+pub(crate) trait RowWork: Sync {
+    /// Buffers of one thread.
+    type Scratch;
+    /// What has been read of one row.
+    type Partial: Send;
+    /// Places for the results of some neighbouring rows.
+    type Slots: Send;
+
+    fn scratch(&self) -> Self::Scratch;
+    fn partial(&self) -> Self::Partial;
+    /// Reads some leaves of a row into an empty partial.
+    fn read(&self, row: usize, leaves: Range<usize>, scratch: &mut Self::Scratch, partial: &mut Self::Partial);
+    fn append(&self, partial: &mut Self::Partial, following: &Self::Partial);
+    fn clear(&self, partial: &mut Self::Partial);
+    /// Finishes a row into place number `index` of the slots.
+    fn write(&self, row: usize, partial: &Self::Partial, slots: &mut Self::Slots, index: usize);
+}
+
+/// Runs `work` over all rows. `slots` gives the places for so many rows at a time, in row order.
+pub(crate) fn rows<W: RowWork>(
+    plan: &Plan,
+    row_count: usize,
+    leaf_count: usize,
+    work: &W,
+    slots: impl FnOnce(usize) -> Vec<W::Slots>,
+    interrupt: Interrupt<'_>,
+) -> Result<(), Error> {
+    match plan.unit {
+        Unit::Rows(size) => {
+            let units = slots(size).into_iter().enumerate();
+            let scratch = || (work.scratch(), work.partial());
+            let run = |(scratch, partial): &mut (W::Scratch, W::Partial), (unit, mut slots): (usize, W::Slots)| {
+                let first = unit * size;
+                for row in first..row_count.min(first + size) {
+                    work.clear(partial);
+                    work.read(row, 0..leaf_count, scratch, partial);
+                    work.write(row, partial, &mut slots, row - first);
+                }
+            };
+            for_each(plan.threads, units, scratch, run, interrupt)
+        }
+        Unit::Leaves(size) => {
+            let pieces = leaf_count.div_ceil(size);
+            let mut partials: Vec<W::Partial> = (0..row_count * pieces).map(|_| work.partial()).collect();
+            let units = partials.iter_mut().enumerate();
+            let run = |scratch: &mut W::Scratch, (unit, partial): (usize, &mut W::Partial)| {
+                let first = unit % pieces * size;
+                work.read(unit / pieces, first..leaf_count.min(first + size), scratch, partial);
+            };
+            for_each(plan.threads, units, || work.scratch(), run, interrupt)?;
+            for ((row, parts), mut slots) in partials.chunks_mut(pieces).enumerate().zip(slots(1)) {
+                let (whole, following) = parts.split_first_mut().expect("a row has at least one leaf here");
+                following.iter().for_each(|part| work.append(whole, part));
+                work.write(row, whole, &mut slots, 0);
+            }
+            Ok(())
+        }
+    }
+}
