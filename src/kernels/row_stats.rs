@@ -1,0 +1,280 @@
+//! The row-statistics kernel: the sums of one leaf in one read of its memory.
+//!
+//! A leaf fits the first-level cache. First its largest logit is found; that pass is the read of memory. Then, from
+//! cache, every column adds e^d, d e^d, d^2 e^d and e^2d to float32 lanes, which fold into float64 after each block;
+//! meanwhile the next leaf is fetched. Blocks that hold the largest logit take a variant that counts it apart.
+
+use crate::input::{LEAF, LEAF_BLOCKS, Leaf};
+use crate::simd::lent::{BLOCK, BLOCK_VECTORS, Block};
+use crate::simd::math::exp_or_zero;
+use crate::simd::{Element, Float, LANES, Lanes, Simd, max_lane, sum_lanes};
+use crate::state::leaf::{LeafSums, Peak};
+use crate::state::top::TopColumns;
+
+/// The largest value of each lane, block by block.
+pub(crate) struct BlockMaxima<S: Simd, E: Element> {
+    blocks: [E::Lanes<S>; LEAF_BLOCKS],
+    count: usize,
+    max: E::Compute,
+}
+
+impl<S: Simd, E: Element> BlockMaxima<S, E> {
+    /// Reads the leaf. NaN does not count.
+    #[inline(always)]
+    pub(crate) fn of(simd: S, leaf: &Leaf<'_, E>) -> Self {
+        let lowest = E::splat(simd, E::Compute::NEG_INFINITY);
+        let mut maxima = Self { blocks: [lowest; LEAF_BLOCKS], count: leaf.blocks(), max: E::Compute::NEG_INFINITY };
+        let mut all = lowest;
+        for index in 0..maxima.count {
+            maxima.blocks[index] = block_max(simd, leaf.block(index), lowest);
+            all = maxima.blocks[index].max(all);
+        }
+        maxima.max = max_lane(all);
+        maxima
+    }
+
+    /// Whether a block holds a logit of at least `value`.
+    #[inline(always)]
+    fn reaches(&self, block: usize, value: E::Lanes<S>) -> bool {
+        (self.blocks[block].mask_greater(value) | self.blocks[block].mask_equal(value)) != 0
+    }
+
+    /// Largest logit of the leaf; minus infinity if there is none but NaN.
+    pub(crate) fn max(&self) -> E::Compute {
+        self.max
+    }
+}
+
+#[inline(always)]
+fn block_max<S: Simd, E: Element>(simd: S, block: Block<'_, E>, lowest: E::Lanes<S>) -> E::Lanes<S> {
+    // Four chains, as one would wait for each maximum in turn.
+    let mut chains = [lowest; 4];
+    for index in 0..BLOCK_VECTORS {
+        chains[index % 4] = block.load(simd, index).max(chains[index % 4]);
+    }
+    chains[0].max(chains[1]).max(chains[2].max(chains[3]))
+}
+
+/// Float64 lanes of the sums named as in [`LeafSums`]; `bend` is the sum of d^2 e^d.
+struct Totals<S: Simd> {
+    rest: S::F64,
+    drop: S::F64,
+    bend: S::F64,
+    squares: S::F64,
+    max_count: u32,
+}
+
+/// Scale and reference of one leaf, in every lane.
+struct Scale<S: Simd, E: Element> {
+    max: E::Lanes<S>,
+    reference: E::Lanes<S>,
+    inverse_temperature: E::Lanes<S>,
+}
+
+/// The sums of one leaf. Without `MOMENTS` only `rest`, which has the same bits.
+#[inline(always)]
+pub(crate) fn leaf_sums<S: Simd, E: Element, const MOMENTS: bool>(
+    simd: S,
+    leaf: &Leaf<'_, E>,
+    maxima: &BlockMaxima<S, E>,
+    inverse_temperature: E::Compute,
+) -> LeafSums {
+    // In a leaf of minus infinities any finite reference gives e^d = 0 for all, and NaN for NaN.
+    let reference = if maxima.max == E::Compute::NEG_INFINITY { E::Compute::ZERO } else { maxima.max };
+    let scale = Scale {
+        max: E::splat(simd, maxima.max),
+        reference: E::splat(simd, reference),
+        inverse_temperature: E::splat(simd, inverse_temperature),
+    };
+    let zero = simd.splat_f64(0.0);
+    let mut totals = Totals { rest: zero, drop: zero, bend: zero, squares: zero, max_count: 0 };
+    for index in 0..maxima.count {
+        if maxima.reaches(index, scale.max) {
+            add_block::<S, E, MOMENTS, true>(simd, leaf, index, &scale, &mut totals);
+        } else {
+            add_block::<S, E, MOMENTS, false>(simd, leaf, index, &scale, &mut totals);
+        }
+    }
+    let rest = sum_lanes(totals.rest);
+    let max: f64 = maxima.max.into();
+    let mut sums = LeafSums {
+        max,
+        max_count: if max.is_finite() { totals.max_count } else { 0 },
+        has_nan: rest.is_nan(),
+        rest,
+        drop: 0.0,
+        spread: 0.0,
+        squares: 0.0,
+    };
+    if MOMENTS {
+        sums.drop = sum_lanes(totals.drop);
+        sums.squares = sum_lanes(totals.squares);
+        sums.spread = spread(simd, leaf, &scale, &sums, sum_lanes(totals.bend));
+    }
+    sums
+}
+
+#[inline(always)]
+fn add_block<S: Simd, E: Element, const MOMENTS: bool, const HOLDS_MAX: bool>(
+    simd: S,
+    leaf: &Leaf<'_, E>,
+    index: usize,
+    scale: &Scale<S, E>,
+    totals: &mut Totals<S>,
+) {
+    let block = leaf.block(index);
+    let zero = E::splat(simd, E::Compute::ZERO);
+    let (mut rest, mut drop, mut bend, mut squares) = (zero, zero, zero, zero);
+    for vector in 0..BLOCK_VECTORS {
+        if leaf.prefetches() {
+            block.prefetch(simd, vector, LEAF);
+        }
+        let logits = block.load(simd, vector);
+        let (d, mut weight) = weigh(logits, scale);
+        if HOLDS_MAX {
+            totals.max_count += logits.mask_equal(scale.max).count_ones();
+            weight = logits.select_equal(scale.max, zero, weight);
+        }
+        rest = rest.add(weight);
+        if MOMENTS {
+            let weighted = weight.mul(d);
+            drop = drop.add(weighted);
+            bend = weighted.mul_add(d, bend);
+            squares = weight.mul_add(weight, squares);
+        }
+    }
+    totals.rest = totals.rest.add(E::total(simd, rest));
+    if MOMENTS {
+        totals.drop = totals.drop.add(E::total(simd, drop));
+        totals.bend = totals.bend.add(E::total(simd, bend));
+        totals.squares = totals.squares.add(E::total(simd, squares));
+    }
+}
+
+/// d, the scaled logit less the reference, kept finite, and e^d.
+#[inline(always)]
+fn weigh<S: Simd, E: Element>(logits: E::Lanes<S>, scale: &Scale<S, E>) -> (E::Lanes<S>, E::Lanes<S>) {
+    let d = logits.sub(scale.reference).mul(scale.inverse_temperature);
+    let lowest = d.fill(E::Compute::LOWEST_EXPONENT);
+    (lowest.max(d), exp_or_zero(d))
+}
+
+/// Sum of (d - mean d)^2 e^d: from the sum of squares, or, where the difference would cancel, from the leaf again.
+#[inline(always)]
+fn spread<S: Simd, E: Element>(simd: S, leaf: &Leaf<'_, E>, scale: &Scale<S, E>, sums: &LeafSums, bend: f64) -> f64 {
+    // With 1/64 left of the sum of squares, its rounding errors have grown to about 2^-18 of the result.
+    const LEAST_PART: f64 = 1.0 / 64.0;
+    let mass = sums.mass();
+    let spread = bend - sums.drop * (sums.drop / mass);
+    let is_undefined = bend.is_nan() || bend <= 0.0;
+    if is_undefined || spread >= bend * LEAST_PART {
+        return spread.max(0.0);
+    }
+    let mean = E::splat(simd, E::Compute::from_f64(sums.drop / mass));
+    let zero = E::splat(simd, E::Compute::ZERO);
+    let (mut first, mut second) = (simd.splat_f64(0.0), simd.splat_f64(0.0));
+    for index in 0..leaf.blocks() {
+        let block = leaf.block(index);
+        let (mut block_first, mut block_second) = (zero, zero);
+        for vector in 0..BLOCK_VECTORS {
+            let (d, weight) = weigh::<S, E>(block.load(simd, vector), scale);
+            let distance = d.sub(mean);
+            let weighted = weight.mul(distance);
+            block_first = block_first.add(weighted);
+            block_second = weighted.mul_add(distance, block_second);
+        }
+        first = first.add(E::total(simd, block_first));
+        second = second.add(E::total(simd, block_second));
+    }
+    let (first, second) = (sum_lanes(first), sum_lanes(second));
+    (second - first * (first / mass)).max(0.0)
+}
+
+/// Columns above the target's logit, and columns equal to it.
+#[inline(always)]
+pub(crate) fn count_from_target<S: Simd, E: Element>(
+    simd: S,
+    leaf: &Leaf<'_, E>,
+    maxima: &BlockMaxima<S, E>,
+    target_logit: E::Compute,
+) -> (u64, u64) {
+    let target = E::splat(simd, target_logit);
+    let (mut above, mut equal) = (0u32, 0u32);
+    for index in 0..maxima.count {
+        if maxima.reaches(index, target) {
+            for vector in 0..BLOCK_VECTORS {
+                let logits = leaf.block(index).load(simd, vector);
+                above += logits.mask_greater(target).count_ones();
+                equal += logits.mask_equal(target).count_ones();
+            }
+        }
+    }
+    let padding = if target_logit == E::Compute::NEG_INFINITY { leaf.padding() as u64 } else { 0 };
+    (above.into(), u64::from(equal) - padding)
+}
+
+/// The leaf's largest logit, its first column and the largest of the others. `start` is the leaf's first column.
+#[inline(always)]
+pub(crate) fn leaf_peak<S: Simd, E: Element>(
+    simd: S,
+    leaf: &Leaf<'_, E>,
+    maxima: &BlockMaxima<S, E>,
+    start: u64,
+) -> Peak {
+    let max = E::splat(simd, maxima.max);
+    let lowest = max.fill(E::Compute::NEG_INFINITY);
+    let mut peak = Peak { max: maxima.max.into(), ..Peak::NONE };
+    let (mut others, mut count) = (lowest, 0);
+    for index in 0..maxima.count {
+        if !maxima.reaches(index, max) {
+            others = maxima.blocks[index].max(others);
+            continue;
+        }
+        for vector in 0..BLOCK_VECTORS {
+            let logits = leaf.block(index).load(simd, vector);
+            let mask = logits.mask_equal(max);
+            if mask != 0 && peak.column == u64::MAX {
+                let column = index * BLOCK + vector * LANES + mask.trailing_zeros() as usize;
+                peak.column = start + column as u64;
+            }
+            count += mask.count_ones();
+            others = logits.select_equal(max, lowest, logits).max(others);
+        }
+    }
+    peak.second = if count > 1 { peak.max } else { max_lane(others).into() };
+    peak
+}
+
+/// Offers the leaf's columns to the list of the largest. `start` is the leaf's first column.
+#[inline(always)]
+pub(crate) fn offer_columns<S: Simd, E: Element>(
+    simd: S,
+    leaf: &Leaf<'_, E>,
+    maxima: &BlockMaxima<S, E>,
+    start: u64,
+    top: &mut TopColumns,
+) {
+    for index in 0..maxima.count {
+        let mut threshold = E::splat(simd, E::Compute::from_f64(top.threshold()));
+        if top.is_full() && maxima.blocks[index].mask_greater(threshold) == 0 {
+            continue;
+        }
+        for vector in 0..BLOCK_VECTORS {
+            let logits = leaf.block(index).load(simd, vector);
+            let mut mask = logits.mask_greater(threshold);
+            if !top.is_full() {
+                mask |= logits.mask_equal(threshold); // minus infinity still enters a list with room
+            }
+            let first = index * BLOCK + vector * LANES;
+            let values = if mask == 0 { continue } else { logits.to_array() };
+            while mask != 0 {
+                let lane = mask.trailing_zeros() as usize;
+                mask &= mask - 1;
+                if first + lane < leaf.columns() {
+                    top.offer(values[lane].into(), start + (first + lane) as u64);
+                }
+            }
+            threshold = E::splat(simd, E::Compute::from_f64(top.threshold()));
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! A row, leaf by leaf: what the caller wants of each leaf, with the soft cap before it.
+
+use super::row_stats::{BlockMaxima, count_from_target, leaf_peak, leaf_sums, offer_columns};
+use crate::input::{LEAF, Leaf, LeafScratch, RowView};
+use crate::simd::lent::{BLOCK, BLOCK_VECTORS};
+use crate::simd::{Element, Float, Job, LANES, Lanes, Simd, math};
+use crate::state::leaf::Peak;
+use crate::state::row::RowPartial;
+use crate::state::top::TopColumns;
+use std::ops::Range;
+
+/// What to read from each row.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scan {
+    pub(crate) inverse_temperature: f64,
+    pub(crate) softcap: Option<f64>,
+    /// Everything, and not only log-sum-exp and nll.
+    pub(crate) all: bool,
+}
+
+/// Reads some leaves of one row.
+pub(crate) struct ScanRow<'j, 'a, E: Element> {
+    pub(crate) scan: Scan,
+    pub(crate) row: RowView<'a, E>,
+    pub(crate) leaves: Range<usize>,
+    /// The target's logit after the soft cap.
+    pub(crate) target_logit: Option<E::Compute>,
+    pub(crate) scratch: &'j mut LeafScratch<E>,
+    pub(crate) partial: &'j mut RowPartial,
+}
+
+impl<E: Element> Job for ScanRow<'_, '_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let LeafScratch { columns, capped } = self.scratch;
+        let mut best = Peak::NONE;
+        let mut best_leaf = None;
+        for index in self.leaves.clone() {
+            let leaf = self.row.leaf(index, columns);
+            let start = (index * LEAF) as u64;
+            let max = if let Some(cap) = self.scan.softcap {
+                let leaf = cap_leaf(simd, &leaf, cap, capped);
+                scan_leaf(simd, &leaf, &self.scan, self.target_logit, start, self.partial)
+            } else {
+                scan_leaf(simd, &leaf, &self.scan, self.target_logit, start, self.partial)
+            };
+            if max > best.max {
+                best_leaf = Some(index);
+            }
+            best = best.merge(Peak { max, column: start, second: f64::NEG_INFINITY });
+        }
+        if let (true, Some(index)) = (self.scan.all, best_leaf) {
+            // Only the leaf that holds the largest logit is searched for its column; it is still in cache.
+            let leaf = self.row.leaf(index, columns);
+            let start = (index * LEAF) as u64;
+            let peak = if let Some(cap) = self.scan.softcap {
+                peak_of(simd, &cap_leaf(simd, &leaf, cap, capped), start)
+            } else {
+                peak_of(simd, &leaf, start)
+            };
+            self.partial.peak = Peak { second: peak.second.max(best.second), ..peak };
+        }
+    }
+}
+
+#[inline(always)]
+fn peak_of<S: Simd, E: Element>(simd: S, leaf: &Leaf<'_, E>, start: u64) -> Peak {
+    leaf_peak(simd, leaf, &BlockMaxima::of(simd, leaf), start)
+}
+
+/// Adds one leaf to what has been read of its row; the leaf's largest logit.
+#[inline(always)]
+fn scan_leaf<S: Simd, E: Element>(
+    simd: S,
+    leaf: &Leaf<'_, E>,
+    scan: &Scan,
+    target_logit: Option<E::Compute>,
+    start: u64,
+    partial: &mut RowPartial,
+) -> f64 {
+    let maxima = BlockMaxima::of(simd, leaf);
+    let inverse_temperature = E::Compute::from_f64(scan.inverse_temperature);
+    let sums = if scan.all {
+        leaf_sums::<S, E, true>(simd, leaf, &maxima, inverse_temperature)
+    } else {
+        leaf_sums::<S, E, false>(simd, leaf, &maxima, inverse_temperature)
+    };
+    partial.leaves.push(sums);
+    if scan.all {
+        if let Some(target_logit) = target_logit {
+            let (above, equal) = count_from_target(simd, leaf, &maxima, target_logit);
+            partial.above += above;
+            partial.equal += equal;
+        }
+        if partial.top.limit() > 0 {
+            offer_columns(simd, leaf, &maxima, start, &mut partial.top);
+        }
+    }
+    maxima.max().into()
+}
+
+/// One leaf of a row whose others are elsewhere.
+#[inline(always)]
+pub(crate) fn scan_leaf_whole<S: Simd, E: Element>(
+    simd: S,
+    leaf: &Leaf<'_, E>,
+    scan: &Scan,
+    target_logit: Option<E::Compute>,
+    start: u64,
+    top: TopColumns,
+) -> RowPartial {
+    let mut partial = RowPartial { top, ..RowPartial::new(0) };
+    scan_leaf(simd, leaf, scan, target_logit, start, &mut partial);
+    partial.peak = peak_of(simd, leaf, start);
+    partial
+}
+
+/// The leaf after `cap * tanh(logit / cap)`, in `capped`.
+#[inline(always)]
+fn cap_leaf<'c, S: Simd, E: Element>(
+    simd: S,
+    leaf: &Leaf<'_, E>,
+    cap: f64,
+    capped: &'c mut [E::Compute],
+) -> Leaf<'c, E::Compute> {
+    let cap = E::splat(simd, E::Compute::from_f64(cap));
+    for index in 0..leaf.blocks() {
+        for vector in 0..BLOCK_VECTORS {
+            let logits = leaf.block(index).load(simd, vector);
+            let values = math::tanh(logits.div(cap)).mul(cap).to_array();
+            let first = index * BLOCK + vector * LANES;
+            capped[first..first + LANES].copy_from_slice(&values);
+        }
+    }
+    capped[leaf.columns()..leaf.blocks() * BLOCK].fill(E::Compute::NEG_INFINITY);
+    Leaf::from_padded(capped, leaf.columns())
+}
+
+/// One logit after the soft cap, with the bits that its lane has in the leaf.
+pub(crate) struct CapLogit<F> {
+    pub(crate) logit: F,
+    pub(crate) cap: f64,
+}
+
+impl<F: Float + Element<Compute = F>> Job for CapLogit<F> {
+    type Output = F;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> F {
+        let cap = F::splat(simd, F::from_f64(self.cap));
+        math::tanh(F::splat(simd, self.logit).div(cap)).mul(cap).to_array()[0]
+    }
+}

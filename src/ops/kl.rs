@@ -1,0 +1,132 @@
+//! KL divergence of two arrays of logits.
+
+use super::{check_positive, never};
+use crate::error::{Error, try_filled};
+use crate::input::{LEAF, LeafScratch, LogitsView};
+use crate::kernels::kl::KlRow;
+use crate::plan::Plan;
+use crate::run::{self, Interrupt, RowWork};
+use crate::simd::{Element, Float, Isa};
+use crate::state::kl::{self, KlLeaf, KlScale};
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::Mutex;
+
+/// Divergences of many rows.
+#[derive(Clone, Debug, Default)]
+pub struct KlColumns {
+    /// KL(p||q) in nats, at least 0.
+    pub kl_divergence: Vec<f64>,
+    /// Bits of [`Flags`](crate::Flags).
+    pub flags: Vec<u8>,
+}
+
+impl KlColumns {
+    /// The places of `size` rows at a time, in row order.
+    fn slots(&mut self, size: usize) -> Vec<(&mut [f64], &mut [u8])> {
+        self.kl_divergence.chunks_mut(size).zip(self.flags.chunks_mut(size)).collect()
+    }
+}
+
+/// KL(p||q) = sum p ln(p / q) of the softmaxes of each row of two arrays, both at the same temperature, in nats.
+///
+/// ```
+/// use xentrs::{LogitsView, kl_divergence};
+/// let (p, q) = ([0.0f64, 1.0], [1.0f64, 1.0]);
+/// let p = LogitsView::from_slice(&p, 1, 2)?;
+/// let q = LogitsView::from_slice(&q, 1, 2)?;
+/// let divergence = kl_divergence(&p, &q, 1.0, None)?.kl_divergence[0];
+/// assert!((divergence - 0.110_944_071_671_6).abs() < 1e-12);
+/// # Ok::<(), xentrs::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::ShapeMismatch`] if the arrays differ in shape, [`Error::EmptyVocabulary`], [`Error::Parameter`] for a
+/// temperature out of range, [`Error::OutOfMemory`], [`Error::Threads`].
+pub fn kl_divergence<E: Element>(
+    p_logits: &LogitsView<'_, E>,
+    q_logits: &LogitsView<'_, E>,
+    temperature: f64,
+    num_threads: Option<usize>,
+) -> Result<KlColumns, Error> {
+    kl_divergence_with(p_logits, q_logits, temperature, num_threads, &never)
+}
+
+pub(crate) fn kl_divergence_with<E: Element>(
+    p: &LogitsView<'_, E>,
+    q: &LogitsView<'_, E>,
+    temperature: f64,
+    num_threads: Option<usize>,
+    interrupt: Interrupt<'_>,
+) -> Result<KlColumns, Error> {
+    check_positive("temperature", temperature)?;
+    if (p.rows(), p.vocab()) != (q.rows(), q.vocab()) {
+        let (left_shape, right_shape) = (vec![q.rows(), q.vocab()], vec![p.rows(), p.vocab()]);
+        return Err(Error::ShapeMismatch { left: "q_logits", left_shape, right: "p_logits", right_shape });
+    }
+    if p.vocab() == 0 {
+        return Err(Error::EmptyVocabulary { operation: "a KL divergence" });
+    }
+    let plan = Plan::new(p.rows(), p.vocab(), num_threads)?;
+    let scale = KlScale {
+        inverse_temperature: 1.0 / temperature,
+        lowest_exponent: E::Compute::LOWEST_EXPONENT.into(),
+        unit_roundoff: E::Compute::UNIT_ROUNDOFF,
+        vocab: p.vocab(),
+    };
+    let (values, flags) = (try_filled(p.rows(), f64::NAN)?, try_filled(p.rows(), 0)?);
+    let mut columns = KlColumns { kl_divergence: values, flags };
+    let work = KlWork { p, q, scale, isa: plan.isa, fault: Mutex::new(None), slots: PhantomData };
+    run::rows(&plan, p.rows(), p.vocab().div_ceil(LEAF), &work, |size| columns.slots(size), interrupt)?;
+    match work.fault.into_inner().expect("the lock is held only to store a fault") {
+        Some(fault) => Err(fault),
+        None => Ok(columns),
+    }
+}
+
+struct KlWork<'w, 'a, 's, E: Element> {
+    p: &'w LogitsView<'a, E>,
+    q: &'w LogitsView<'a, E>,
+    scale: KlScale,
+    isa: Isa,
+    fault: Mutex<Option<Error>>,
+    slots: PhantomData<fn(&'s ())>,
+}
+
+impl<'s, E: Element> RowWork for KlWork<'_, '_, 's, E> {
+    type Scratch = [LeafScratch<E>; 2];
+    type Partial = Vec<KlLeaf>;
+    type Slots = (&'s mut [f64], &'s mut [u8]);
+
+    fn scratch(&self) -> Self::Scratch {
+        [LeafScratch::new(), LeafScratch::new()]
+    }
+
+    fn partial(&self) -> Vec<KlLeaf> {
+        Vec::new()
+    }
+
+    fn read(&self, row: usize, leaves: Range<usize>, scratch: &mut Self::Scratch, sums: &mut Vec<KlLeaf>) {
+        let inverse_temperature = self.scale.inverse_temperature;
+        let (p, q) = (self.p.row(row), self.q.row(row));
+        self.isa.run(KlRow { inverse_temperature, p, q, leaves, scratch, sums });
+    }
+
+    fn append(&self, sums: &mut Vec<KlLeaf>, following: &Vec<KlLeaf>) {
+        sums.extend_from_slice(following);
+    }
+
+    fn clear(&self, sums: &mut Vec<KlLeaf>) {
+        sums.clear();
+    }
+
+    fn write(&self, _row: usize, sums: &Vec<KlLeaf>, (values, flags): &mut Self::Slots, index: usize) {
+        match kl::finish(sums, &self.scale) {
+            Ok((value, row_flags)) => {
+                values[index] = value;
+                flags[index] = row_flags.bits();
+            }
+            Err(fault) => *self.fault.lock().expect("the lock is held only to store a fault") = Some(fault),
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! The front door: one function for each quantity. Each checks, plans, runs and finishes.
+
+mod chunks;
+mod kl;
+mod rows;
+
+#[cfg(feature = "python")]
+pub(crate) use kl::kl_divergence_with;
+pub use kl::{KlColumns, kl_divergence};
+pub use rows::{cross_entropy, entropy, logsumexp, perplexity, read_probe, row_stats};
+#[cfg(feature = "python")]
+pub(crate) use rows::{likelihoods_with, row_stats_with};
+
+use crate::error::Error;
+
+/// Settings of a call.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Options {
+    /// Divides the logits; positive and finite.
+    pub temperature: f64,
+    /// `softcap * tanh(logits / softcap)` before the temperature, as Gemma 2 does; positive and finite.
+    pub softcap: Option<f64>,
+    /// How many of the largest logits to return.
+    pub top_k: usize,
+    /// Whether a row without a finite result is an error.
+    pub strict: bool,
+    /// Threads; `None` or 0 takes all.
+    pub num_threads: Option<usize>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { temperature: 1.0, softcap: None, top_k: 0, strict: false, num_threads: None }
+    }
+}
+
+impl Options {
+    /// The inverse temperature, once all settings are known to be good.
+    fn checked(&self, vocab: usize) -> Result<f64, Error> {
+        check_positive("temperature", self.temperature)?;
+        if let Some(softcap) = self.softcap {
+            check_positive("softcap", softcap)?;
+        }
+        if self.top_k > vocab {
+            let value = self.top_k.to_string();
+            return Err(Error::Parameter { name: "top_k", value, expected: "at most the vocabulary" });
+        }
+        Ok(1.0 / self.temperature)
+    }
+}
+
+/// Positive, finite, and within the range in which float32 lanes can hold it and its inverse.
+pub(crate) fn check_positive(name: &'static str, value: f64) -> Result<(), Error> {
+    const RANGE: std::ops::RangeInclusive<f64> = 1e-30..=1e30;
+    if RANGE.contains(&value) {
+        return Ok(());
+    }
+    Err(Error::Parameter { name, value: value.to_string(), expected: "a number from 1e-30 to 1e30" })
+}
+
+/// A call from Rust is not interrupted.
+fn never() -> bool {
+    false
+}
