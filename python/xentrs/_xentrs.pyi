@@ -1,0 +1,88 @@
+"""The extension module; `xentrs.functional` and `xentrs.metrics` document what users call."""
+
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+__version__: str
+
+_Ids = NDArray[np.int64] | NDArray[np.uint64]
+
+def row_stats(
+    logits: NDArray[Any],
+    element: str,
+    targets: _Ids | None,
+    *,
+    ignore_index: int,
+    temperature: float,
+    softcap: float | None,
+    top_k: int,
+    vocab_size: int | None,
+    strict: bool,
+    num_threads: int | None,
+) -> dict[str, Any]: ...
+def likelihoods(
+    logits: NDArray[Any],
+    element: str,
+    targets: _Ids | None,
+    *,
+    ignore_index: int,
+    temperature: float,
+    softcap: float | None,
+    num_threads: int | None,
+) -> dict[str, Any]: ...
+def kl_divergence(
+    p_logits: NDArray[Any],
+    q_logits: NDArray[Any],
+    element: str,
+    *,
+    temperature: float,
+    num_threads: int | None,
+) -> tuple[NDArray[np.float64], NDArray[np.uint8]]: ...
+def read_probe(logits: NDArray[Any], element: str, *, num_threads: int | None) -> float: ...
+def isa() -> str: ...
+def available_isas() -> list[str]: ...
+def num_threads() -> int: ...
+def panic_for_tests() -> None: ...
+@final
+class RowStatsState:
+    def __new__(
+        cls,
+        rows: int,
+        vocab: int,
+        targets: _Ids | None,
+        target_logits: NDArray[np.float64] | None,
+        *,
+        is_double: bool,
+        ignore_index: int,
+        temperature: float,
+        top_k: int,
+    ) -> Self: ...
+    @property
+    def is_double(self) -> bool: ...
+    def update(self, logits: NDArray[Any], element: str, start_column: int, *, num_threads: int | None) -> None: ...
+    def merge_state(self, other: RowStatsState) -> None: ...
+    def compute(self) -> dict[str, Any]: ...
+    def to_bytes(self) -> bytes: ...
+    @staticmethod
+    def from_bytes(bytes: bytes, is_double: bool) -> RowStatsState: ...
+@final
+class Perplexity:
+    def __new__(cls) -> Self: ...
+    def update(
+        self,
+        logits: NDArray[Any],
+        element: str,
+        targets: _Ids,
+        *,
+        ignore_index: int,
+        num_threads: int | None,
+    ) -> None: ...
+    def update_nll(self, nll: NDArray[np.float64], token_count: int) -> None: ...
+    def merge_state(self, other: Perplexity) -> None: ...
+    def compute(self) -> dict[str, Any]: ...
+    def to_bytes(self) -> bytes: ...
+    @staticmethod
+    def from_bytes(bytes: bytes) -> Perplexity: ...

@@ -1,0 +1,34 @@
+"""What kind of array is this? Asked once for each argument; everything else is the adapter's."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Protocol, cast
+
+from numpy.typing import NDArray
+
+from xentrs.adapters import numpy as numpy_adapter
+from xentrs.adapters.numpy import Lent
+
+
+class Adapter(Protocol):
+    """What an adapter module offers."""
+
+    def lend(self, values: Any, name: str) -> Lent:
+        """Returns the array's own memory."""
+
+    def copy_targets(self, values: Any, name: str = "targets") -> NDArray[Any]:
+        """Copies class ids."""
+
+    def wrap(self, array: NDArray[Any]) -> Any:
+        """Makes a result of the caller's kind."""
+
+
+def adapter_of(values: Any) -> Adapter:
+    """Returns the adapter for an array. torch is looked for only where the caller has imported it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(values, torch.Tensor):
+        from xentrs.adapters import torch as torch_adapter
+
+        return cast(Adapter, torch_adapter)
+    return cast(Adapter, numpy_adapter)

@@ -1,0 +1,204 @@
+"""Streaming classes: `update`, `merge_state`, `compute`. Any split of the data gives the same bits; all of them pickle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xentrs import _xentrs
+from xentrs.dispatch import Adapter, adapter_of
+from xentrs.errors import ParamError, ShapeError
+from xentrs.functional import _align, _count
+from xentrs.results import PerplexityResult, RowStats, wrap_row_stats
+
+
+class Perplexity:
+    """Totals of nll over a corpus: exact sums, so shards merge to the same bits in any order.
+
+    Args:
+        ignore_index: rows with this target are neither read nor counted.
+
+    Example:
+        >>> import numpy as np, xentrs
+        >>> metric = xentrs.Perplexity()
+        >>> metric.update(np.zeros((2, 5), dtype=np.float32), np.array([0, -100]))
+        >>> result = metric.compute()
+        >>> result.token_count, round(result.perplexity, 6)
+        (1, 5.0)
+    """
+
+    def __init__(self, ignore_index: int = -100) -> None:
+        """Starts without a token."""
+        self.ignore_index = ignore_index
+        self._state = _xentrs.Perplexity()
+
+    def update(self, logits: Any, targets: Any, *, shift: int = 0, num_threads: int | None = None) -> None:
+        """Adds the rows of `logits` `(..., vocab)`, with their targets. Errors as in `cross_entropy`."""
+        array, element = adapter_of(logits).lend(logits, "logits")
+        array, ids = _align(array, adapter_of(targets).copy_targets(targets), shift)
+        self._state.update(array, element, ids, ignore_index=self.ignore_index, num_threads=num_threads)
+
+    def update_nll(self, nll: Any, token_count: int | None = None) -> None:
+        """Adds nll values in nats, a number or an array of counted rows.
+
+        Args:
+            nll: float64, or narrower and then widened.
+            token_count: tokens that they cover together; their number if not given.
+        """
+        values = np.atleast_1d(np.asarray(nll, dtype=np.float64)).reshape(-1)
+        count = values.size if token_count is None else _count(token_count, "token_count")
+        self._state.update_nll(np.ascontiguousarray(values), count)
+
+    def merge_state(self, other: Perplexity) -> Perplexity:
+        """Adds the totals of another metric."""
+        if self.ignore_index != other.ignore_index:
+            raise ParamError(f"ignore_index = {other.ignore_index}, expected {self.ignore_index} as in this metric")
+        self._state.merge_state(other._state)
+        return self
+
+    def compute(self) -> PerplexityResult:
+        """Returns the totals so far."""
+        return PerplexityResult(**self._state.compute())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles as bytes that are the same for the same totals."""
+        return _restore_perplexity, (self.ignore_index, self._state.to_bytes())
+
+
+def _restore_perplexity(ignore_index: int, saved: bytes) -> Perplexity:
+    metric = Perplexity(ignore_index)
+    metric._state = _xentrs.Perplexity.from_bytes(saved)
+    return metric
+
+
+class RowStatsState:
+    """Row statistics whose vocabulary arrives in chunks, in any order and over any number of states: the same bits as one
+    `row_stats` call over whole rows.
+
+    Leaves of 4,096 columns that are complete keep only their sums; a leaf held in part keeps its columns. After the first
+    chunk the state computes in float32 lanes (float32, float16 and bfloat16 chunks) or in float64.
+
+    Args:
+        vocab: columns of the whole rows.
+        targets: class ids, one for each row, or None.
+        target_logits: the targets' logits, float, one for each row. Rank and ties need them before the chunks come;
+            without them both are 0.
+        rows: number of rows; needed only without targets, and then taken from the first chunk if not given.
+        temperature, top_k, ignore_index: as in `row_stats`.
+
+    Example:
+        >>> import numpy as np, xentrs
+        >>> logits = np.arange(6, dtype=np.float32).reshape(1, 6)
+        >>> state = xentrs.RowStatsState(6, np.array([5]))
+        >>> state.update(logits[:, 4:], 4)
+        >>> state.update(logits[:, :4], 0)
+        >>> bool(state.compute().nll == xentrs.row_stats(logits, np.array([5])).nll)
+        True
+    """
+
+    def __init__(
+        self,
+        vocab: int,
+        targets: Any = None,
+        target_logits: Any = None,
+        *,
+        rows: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        ignore_index: int = -100,
+    ) -> None:
+        """Checks the settings; no column has come yet."""
+        self._ids = None if targets is None else adapter_of(targets).copy_targets(targets).reshape(-1)
+        self._target_logits = None if target_logits is None else _as_float64(target_logits)
+        self._rows = len(self._ids) if self._ids is not None else rows
+        self._vocab = _count(vocab, "vocab")
+        self._settings = {"temperature": temperature, "top_k": _count(top_k, "top_k"), "ignore_index": ignore_index}
+        self._adapter: Adapter = adapter_of(targets)
+        self._state: _xentrs.RowStatsState | None = None
+        if self._target_logits is not None and self._ids is None:
+            raise ParamError("target_logits were given without targets")
+        if self._rows is not None:
+            self._make(self._rows, is_double=False)  # raises what is wrong with the settings now, not later
+
+    def _make(self, rows: int, is_double: bool) -> _xentrs.RowStatsState:
+        return _xentrs.RowStatsState(
+            rows, self._vocab, self._ids, self._target_logits, is_double=is_double, **self._settings
+        )
+
+    def update(self, logits_chunk: Any, start_column: int, *, num_threads: int | None = None) -> None:
+        """Takes the columns from `start_column` on, `(rows, columns)`.
+
+        Raises:
+            ShapeError: another number of rows, columns that came before, or columns outside the vocabulary. The state is
+                then as before.
+            DTypeError: float64 after narrower chunks or the other way round.
+        """
+        adapter = adapter_of(logits_chunk)
+        array, element = adapter.lend(logits_chunk, "logits_chunk")
+        if array.ndim == 1:
+            array = array[np.newaxis]
+        if array.ndim != 2:
+            raise ShapeError(f"logits_chunk has shape {array.shape}, expected (rows, columns)")
+        if self._state is None:
+            self._adapter = adapter
+            self._rows = array.shape[0] if self._rows is None else self._rows
+            self._state = self._make(self._rows, is_double=element == "float64")
+        start = _count(start_column, "start_column")
+        self._state.update(array, element, start, num_threads=num_threads)
+
+    def merge_state(self, other: RowStatsState) -> RowStatsState:
+        """Takes the columns of another state of the same rows, vocabulary, targets and settings.
+
+        Raises:
+            ParamError: the states are not of one kind.
+            ShapeError: a column came in both. The state is then as before.
+        """
+        if other._state is None:
+            return self
+        if self._state is None:
+            rows = other._rows if self._rows is None else self._rows
+            self._rows, self._adapter = rows, other._adapter
+            self._state = self._make(rows or 0, is_double=other._state.is_double)
+        self._state.merge_state(other._state)
+        return self
+
+    def compute(self) -> RowStats:
+        """Returns the statistics, arrays of shape `(rows,)`.
+
+        Raises:
+            ShapeError: columns that never came.
+        """
+        state = self._make(self._rows or 0, is_double=False) if self._state is None else self._state
+        columns = state.compute()
+        return wrap_row_stats(columns, columns["lse"].shape, self._settings["top_k"], self._adapter)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles the extension's state as bytes."""
+        saved = None if self._state is None else (self._state.to_bytes(), self._state.is_double)
+        return {name: value for name, value in vars(self).items() if name not in ("_state", "_adapter")} | {
+            "saved": saved,
+            "is_torch": self._adapter.__name__.endswith("torch"),  # type: ignore[attr-defined]
+        }
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        """Restores what `__getstate__` kept."""
+        saved, is_torch = values.pop("saved"), values.pop("is_torch")
+        vars(self).update(values)
+        self._state = None if saved is None else _xentrs.RowStatsState.from_bytes(*saved)
+        if is_torch:
+            import torch
+
+            self._adapter = adapter_of(torch.empty(0))
+        else:
+            self._adapter = adapter_of(None)
+
+
+def _as_float64(values: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    lent = adapter_of(values).lend(values, "target_logits")
+    wide = lent.array.astype(np.float64) if lent.element != "bfloat16" else None
+    if wide is None:
+        from xentrs.adapters.numpy import promote
+
+        wide = promote(lent, "float64").array
+    return np.ascontiguousarray(wide).reshape(-1)

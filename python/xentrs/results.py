@@ -1,0 +1,139 @@
+"""Results: typed, in the caller's kind of array."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xentrs import _xentrs
+from xentrs.dispatch import Adapter
+
+
+class Flag(enum.IntFlag):
+    """What is unusual about a row; bits of `RowStats.flags`."""
+
+    NAN = 1
+    """A logit is NaN."""
+    POSINF = 2
+    """A logit is plus infinity, none is NaN."""
+    ALL_NEGINF = 4
+    """Every logit is minus infinity."""
+    TARGET_NEGINF = 8
+    """The target's logit is minus infinity."""
+    IGNORED = 16
+    """The target is `ignore_index`; the row was not read."""
+    SUPPORT = 32
+    """Of two distributions, p is positive where q is 0."""
+    CLAMPED = 64
+    """A result was below 0 by less than its error bound and was set to 0."""
+    OVERFLOW = 128
+    """A result is larger than a float64 can be."""
+
+
+@dataclass(frozen=True)
+class PerplexityResult:
+    """Totals over a corpus, in nats unless the name says otherwise."""
+
+    nll_sum: float
+    """Sum of the negative log-likelihoods, rounded once."""
+    token_count: int
+    """Tokens counted."""
+    mean_nll: float
+    """`nll_sum / token_count`; NaN without a token."""
+    perplexity: float
+    """e to the mean, per token; inf where float64 cannot hold it."""
+    bits_per_token: float
+    """The mean in bits."""
+    infinite_count: int
+    """Tokens of probability 0."""
+    nan_count: int
+    """Tokens whose nll is NaN."""
+    mean_nll_finite: float
+    """Mean over the tokens whose nll is finite."""
+    overflow: bool
+    """Whether the mean is finite but its perplexity is not."""
+
+
+@dataclass(frozen=True, eq=False)
+class RowStats:
+    """Statistics of each row of logits, in nats. Arrays have shape `logits.shape[:-1]` and are numpy arrays or torch
+    tensors, as the logits were; floats are float64, `argmax`, `rank`, `ties` int64, `flags` uint8 (see `Flag`).
+
+    A row that is ignored has nll and log_prob 0, other floats NaN, argmax -1, rank 0. A row with NaN or only infinities
+    has NaN where nothing is defined, and a flag.
+    """
+
+    lse: Any
+    """Log-sum-exp."""
+    nll: Any
+    """Negative log-likelihood of the target; NaN without targets."""
+    log_prob: Any
+    """`-nll`."""
+    entropy: Any
+    """Entropy of the softmax."""
+    varentropy: Any
+    """Variance of the log-probability under the softmax."""
+    max_logit: Any
+    """Largest logit, after soft cap and temperature."""
+    max_log_prob: Any
+    """Log-probability of the largest logit, exact where `max_logit - lse` cancels."""
+    margin: Any
+    """Largest less second largest logit; inf for a vocabulary of one."""
+    sum_sq_prob: Any
+    """Sum of squared probabilities."""
+    argmax: Any
+    """First column of the largest logit."""
+    rank: Any
+    """1 + number of logits above the target's; 0 without targets."""
+    ties: Any
+    """Other columns whose logit equals the target's."""
+    flags: Any
+    """What is unusual about the row."""
+    top_log_probs: Any
+    """Log-probabilities of the `top_k` largest logits, `(..., top_k)`."""
+    top_ids: Any
+    """Their columns, the lower first on equal logits, `(..., top_k)`."""
+    token_count: int
+    """Rows with a target that is not ignored."""
+    _totals: PerplexityResult
+
+    @property
+    def mean_nll(self) -> float:
+        """Mean nll over the counted rows; NaN if there is none."""
+        return self._totals.mean_nll
+
+    @property
+    def perplexity(self) -> float:
+        """e to `mean_nll`."""
+        return self._totals.perplexity
+
+    @property
+    def bits_per_token(self) -> float:
+        """`mean_nll` in bits."""
+        return self._totals.bits_per_token
+
+    def __repr__(self) -> str:
+        """Says shape and totals; the arrays are a field away."""
+        return (
+            f"RowStats(shape={tuple(self.lse.shape)}, token_count={self.token_count}, "
+            f"mean_nll={self.mean_nll:.6g}, perplexity={self.perplexity:.6g})"
+        )
+
+
+def total(nll: np.ndarray[Any, np.dtype[np.float64]], token_count: int) -> PerplexityResult:
+    """Sums nll values exactly; zeros of ignored rows change nothing."""
+    state = _xentrs.Perplexity()
+    state.update_nll(nll, token_count)
+    return PerplexityResult(**state.compute())
+
+
+def wrap_row_stats(columns: dict[str, Any], shape: tuple[int, ...], top_k: int, adapter: Adapter) -> RowStats:
+    """Makes the result from the extension's flat columns."""
+    token_count = columns.pop("token_count")
+    totals = total(columns["nll"], token_count)
+    shapes = dict.fromkeys(columns, shape) | {"top_log_probs": (*shape, top_k), "top_ids": (*shape, top_k)}
+    arrays = {name: adapter.wrap(column.reshape(shapes[name])) for name, column in columns.items()}
+    return RowStats(**arrays, token_count=token_count, _totals=totals)

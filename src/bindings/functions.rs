@@ -1,0 +1,178 @@
+//! The functions of the extension module. Python's `xentrs/functional.py` names and documents what users call.
+
+use super::arrays::{LentLogits, with_logits};
+use super::call::detached;
+use super::errors;
+use crate::error::Error;
+use crate::input::Targets;
+use crate::ops::{self, Options};
+use crate::output::RowColumns;
+use crate::simd::Isa;
+use numpy::{IntoPyArray, PyReadonlyArray1, PyUntypedArray};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+/// Class ids, copied by the caller: one contiguous array that nobody else holds.
+#[derive(FromPyObject)]
+pub(super) enum TargetIds<'py> {
+    Signed(PyReadonlyArray1<'py, i64>),
+    Unsigned(PyReadonlyArray1<'py, u64>),
+}
+
+impl TargetIds<'_> {
+    pub(super) fn checked(&self, py: Python<'_>, vocab: usize, ignore_index: i64) -> PyResult<Targets> {
+        let targets = match self {
+            Self::Signed(ids) => Targets::new(ids.as_slice()?.iter().copied(), vocab, ignore_index),
+            Self::Unsigned(ids) => Targets::new(ids.as_slice()?.iter().copied(), vocab, ignore_index),
+        };
+        targets.map_err(|error| errors::exception(py, &error))
+    }
+}
+
+/// A thread count as Python gives it: `None` or 0 for all.
+pub(super) fn threads(py: Python<'_>, num_threads: Option<i64>) -> PyResult<Option<usize>> {
+    let count = num_threads.unwrap_or(0);
+    usize::try_from(count).map(Some).map_err(|_| {
+        let expected = "None, 0 or a number from 1 to 4096";
+        errors::exception(py, &Error::Parameter { name: "num_threads", value: count.to_string(), expected })
+    })
+}
+
+#[pyfunction]
+#[pyo3(signature = (logits, element, targets, *, ignore_index, temperature, softcap, top_k, vocab_size, strict, num_threads))]
+#[expect(clippy::too_many_arguments, reason = "the settings of xentrs.row_stats")]
+pub(super) fn row_stats<'py>(
+    py: Python<'py>,
+    logits: &Bound<'py, PyUntypedArray>,
+    element: &str,
+    targets: Option<TargetIds<'py>>,
+    ignore_index: i64,
+    temperature: f64,
+    softcap: Option<f64>,
+    top_k: usize,
+    vocab_size: Option<usize>,
+    strict: bool,
+    num_threads: Option<i64>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let options = Options { temperature, softcap, top_k, strict, num_threads: threads(py, num_threads)? };
+    let logits = LentLogits::borrow(logits, element)?;
+    let columns = with_logits!(&logits, |view| {
+        let narrowed = view.and_then(|view| match vocab_size {
+            Some(vocab_size) => view.with_vocab_size(vocab_size),
+            None => Ok(view),
+        });
+        let view = narrowed.map_err(|error| errors::exception(py, &error))?;
+        let targets = targets.map(|ids| ids.checked(py, view.vocab(), ignore_index)).transpose()?;
+        detached(py, |interrupt| ops::row_stats_with(&view, targets.as_ref(), &options, interrupt))
+    })?;
+    wrap(py, columns)
+}
+
+#[pyfunction]
+#[pyo3(signature = (logits, element, targets, *, ignore_index, temperature, softcap, num_threads))]
+#[expect(clippy::too_many_arguments, reason = "the settings of xentrs.cross_entropy")]
+pub(super) fn likelihoods<'py>(
+    py: Python<'py>,
+    logits: &Bound<'py, PyUntypedArray>,
+    element: &str,
+    targets: Option<TargetIds<'py>>,
+    ignore_index: i64,
+    temperature: f64,
+    softcap: Option<f64>,
+    num_threads: Option<i64>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let options = Options { temperature, softcap, num_threads: threads(py, num_threads)?, ..Options::default() };
+    let logits = LentLogits::borrow(logits, element)?;
+    let columns = with_logits!(&logits, |view| {
+        let view = view.map_err(|error| errors::exception(py, &error))?;
+        let targets = targets.map(|ids| ids.checked(py, view.vocab(), ignore_index)).transpose()?;
+        detached(py, |interrupt| ops::likelihoods_with(&view, targets.as_ref(), &options, interrupt))
+    })?;
+    wrap(py, columns)
+}
+
+#[pyfunction]
+#[pyo3(signature = (p_logits, q_logits, element, *, temperature, num_threads))]
+pub(super) fn kl_divergence<'py>(
+    py: Python<'py>,
+    p_logits: &Bound<'py, PyUntypedArray>,
+    q_logits: &Bound<'py, PyUntypedArray>,
+    element: &str,
+    temperature: f64,
+    num_threads: Option<i64>,
+) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+    let num_threads = threads(py, num_threads)?;
+    let p = LentLogits::borrow(p_logits, element)?;
+    let q = LentLogits::borrow(q_logits, element)?;
+    macro_rules! run {
+        ($p:expr, $q:expr) => {
+            detached(py, |interrupt| ops::kl_divergence_with(&$p?, &$q?, temperature, num_threads, interrupt))
+        };
+    }
+    let columns = match (&p, &q) {
+        (LentLogits::F32(p), LentLogits::F32(q)) => {
+            let (p, q) = (super::arrays::view::<f32, f32>(p), super::arrays::view::<f32, f32>(q));
+            run!(p, q)
+        }
+        (LentLogits::F64(p), LentLogits::F64(q)) => {
+            let (p, q) = (super::arrays::view::<f64, f64>(p), super::arrays::view::<f64, f64>(q));
+            run!(p, q)
+        }
+        (LentLogits::F16(p), LentLogits::F16(q)) => {
+            let (p, q) = (super::arrays::view::<_, half::f16>(p), super::arrays::view::<_, half::f16>(q));
+            run!(p, q)
+        }
+        (LentLogits::Bf16(p), LentLogits::Bf16(q)) => {
+            let (p, q) = (super::arrays::view::<_, half::bf16>(p), super::arrays::view::<_, half::bf16>(q));
+            run!(p, q)
+        }
+        _ => unreachable!("both were borrowed as the same element"),
+    }?;
+    Ok((columns.kl_divergence.into_pyarray(py).into_any(), columns.flags.into_pyarray(py).into_any()))
+}
+
+#[pyfunction]
+#[pyo3(signature = (logits, element, *, num_threads))]
+pub(super) fn read_probe<'py>(
+    py: Python<'py>,
+    logits: &Bound<'py, PyUntypedArray>,
+    element: &str,
+    num_threads: Option<i64>,
+) -> PyResult<f64> {
+    let num_threads = threads(py, num_threads)?;
+    let logits = LentLogits::borrow(logits, element)?;
+    with_logits!(&logits, |view| detached(py, |_| ops::read_probe(&view?, num_threads)))
+}
+
+#[pyfunction]
+pub(super) fn isa(py: Python<'_>) -> PyResult<&'static str> {
+    Isa::current().map(Isa::name).map_err(|error| errors::exception(py, &error))
+}
+
+#[pyfunction]
+pub(super) fn available_isas() -> Vec<&'static str> {
+    Isa::available().into_iter().map(Isa::name).collect()
+}
+
+#[pyfunction]
+pub(super) fn num_threads(py: Python<'_>) -> PyResult<usize> {
+    crate::plan::default_threads().map_err(|error| errors::exception(py, &error))
+}
+
+/// Panics inside a call, so that tests see what a panic becomes.
+#[pyfunction]
+pub(super) fn panic_for_tests(py: Python<'_>) -> PyResult<()> {
+    detached(py, |_| -> Result<(), Error> { panic!("asked for by a test") })
+}
+
+/// The columns as arrays by name, without a copy.
+pub(super) fn wrap(py: Python<'_>, columns: RowColumns) -> PyResult<Bound<'_, PyDict>> {
+    let result = PyDict::new(py);
+    macro_rules! set {
+        ($($name:ident),+) => { $(result.set_item(stringify!($name), columns.$name.into_pyarray(py))?;)+ };
+    }
+    set!(lse, nll, log_prob, entropy, varentropy, max_logit, max_log_prob, margin, sum_sq_prob);
+    set!(argmax, rank, ties, flags, top_log_probs, top_ids);
+    result.set_item("token_count", columns.token_count)?;
+    Ok(result)
+}

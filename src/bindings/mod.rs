@@ -1,0 +1,26 @@
+//! The extension module `xentrs._xentrs`: extract, detach, run, wrap. Python's own checks of kind and shape stand in
+//! `xentrs/adapters`; here memory is borrowed, the lock is released and errors become exceptions.
+
+mod arrays;
+mod call;
+mod errors;
+mod functions;
+mod states;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+mod _xentrs {
+    #[pymodule_export]
+    use super::functions::{
+        available_isas, isa, kl_divergence, likelihoods, num_threads, panic_for_tests, read_probe, row_stats,
+    };
+    #[pymodule_export]
+    use super::states::{Perplexity, RowStatsState};
+    use super::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}
