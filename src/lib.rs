@@ -38,6 +38,6 @@ pub use ops::{
     KlColumns, Options, cross_entropy, entropy, kl_divergence, logsumexp, perplexity, read_probe, row_stats,
 };
 pub use output::{Flags, RowColumns, RowStats};
-pub use plan::Plan;
+pub use plan::{Execution, Plan, Unit};
 pub use simd::{Element, Float, Isa};
 pub use state::{Perplexity, PerplexitySummary, RowStatsState};

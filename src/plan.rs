@@ -5,10 +5,20 @@ use crate::error::Error;
 use crate::input::LEAF;
 use crate::simd::Isa;
 
+/// What a caller asks of the machine; the default leaves both to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Execution {
+    /// Instruction set; `None` takes [`Isa::current`].
+    pub isa: Option<Isa>,
+    /// Threads; `None` or 0 takes all that this process may use.
+    pub num_threads: Option<usize>,
+}
+
 /// A printable choice.
 ///
 /// ```
-/// let plan = xentrs::Plan::new(512, 128_256, Some(2))?;
+/// use xentrs::{Execution, Plan};
+/// let plan = Plan::new(512, 128_256, &Execution { num_threads: Some(2), ..Execution::default() })?;
 /// assert_eq!(plan.threads, 2);
 /// # Ok::<(), xentrs::Error>(())
 /// ```
@@ -41,14 +51,14 @@ const LONGEST_UNIT_COLUMNS: usize = 1 << 20;
 const UNITS_PER_THREAD: usize = 4;
 
 impl Plan {
-    /// The plan for `rows` rows of `vocab` columns. `num_threads` of `None` or 0 takes [`default_threads`].
+    /// The plan for `rows` rows of `vocab` columns.
     ///
     /// # Errors
     /// [`Error::Parameter`] for more than 4,096 threads or an environment variable that is no number; those of
     /// [`Isa::current`].
-    pub fn new(rows: usize, vocab: usize, num_threads: Option<usize>) -> Result<Self, Error> {
-        let isa = Isa::current()?;
-        let most = match num_threads.unwrap_or(0) {
+    pub fn new(rows: usize, vocab: usize, execution: &Execution) -> Result<Self, Error> {
+        let isa = execution.isa.map_or_else(Isa::current, Ok)?;
+        let most = match execution.num_threads.unwrap_or(0) {
             0 => default_threads()?,
             count => checked_threads("num_threads", count)?,
         };

@@ -20,12 +20,12 @@ pub fn row_stats(logits: &[f64], target: Option<usize>, temperature: f64, softca
     }
     let argmax = z.iter().position(|&value| value == max).expect("the largest is one of them");
     // The largest is left out, so that ln(1 + rest) is exact where it dominates.
-    let rest: f64 = others(&z, argmax).map(|value| (value - max).exp()).sum();
+    let rest = sum(others(&z, argmax).map(|value| (value - max).exp()));
     let log_mass = rest.ln_1p();
     let probability = |value: f64| (value - max).exp() / (1.0 + rest);
     let weighted = |of: &dyn Fn(f64) -> f64| -> f64 {
         // Probability 0 takes part in no sum: 0 times infinity is 0 here.
-        z.iter().filter(|&&value| probability(value) > 0.0).map(|&value| probability(value) * of(value)).sum()
+        sum(z.iter().filter(|&&value| probability(value) > 0.0).map(|&value| probability(value) * of(value)))
     };
     let mean_drop = weighted(&|value| max - value);
     let second = others(&z, argmax).fold(f64::NEG_INFINITY, f64::max);
@@ -52,6 +52,17 @@ pub fn row_stats(logits: &[f64], target: Option<usize>, temperature: f64, softca
     stats
 }
 
+/// A sum that carries its rounding errors along (Neumaier 1974), so that long rows are a reference too.
+fn sum(terms: impl Iterator<Item = f64>) -> f64 {
+    let (mut total, mut lost) = (0.0f64, 0.0f64);
+    for term in terms {
+        let next = total + term;
+        lost += if total.abs() >= term.abs() { (total - next) + term } else { (term - next) + total };
+        total = next;
+    }
+    total + lost
+}
+
 fn others(z: &[f64], column: usize) -> impl Iterator<Item = f64> {
     z.iter().enumerate().filter(move |&(i, _)| i != column).map(|(_, &value)| value)
 }
@@ -61,10 +72,8 @@ pub fn kl_divergence(p_logits: &[f64], q_logits: &[f64], temperature: f64) -> f6
     let p = row_stats(p_logits, None, temperature, None);
     let q = row_stats(q_logits, None, temperature, None);
     let log_prob = |logit: f64, row: &RowStats| (logit / temperature - row.max_logit) + row.max_log_prob;
-    let mut sum = 0.0;
-    for (&p_logit, &q_logit) in p_logits.iter().zip(q_logits) {
+    sum(p_logits.iter().zip(q_logits).map(|(&p_logit, &q_logit)| {
         let b = log_prob(p_logit, &p) - log_prob(q_logit, &q);
-        sum += log_prob(p_logit, &p).exp() * (b + (-b).exp_m1());
-    }
-    sum
+        log_prob(p_logit, &p).exp() * (b + (-b).exp_m1())
+    }))
 }

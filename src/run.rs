@@ -140,7 +140,7 @@ pub(crate) fn rows<W: RowWork>(
     slots: impl FnOnce(usize) -> Vec<W::Slots>,
     interrupt: Interrupt<'_>,
 ) -> Result<(), Error> {
-    match plan.unit {
+    with_default_control(|| match plan.unit {
         Unit::Rows(size) => {
             let units = slots(size).into_iter().enumerate();
             let scratch = || (work.scratch(), work.partial());
@@ -170,5 +170,5 @@ pub(crate) fn rows<W: RowWork>(
             }
             Ok(())
         }
-    }
+    })
 }

@@ -3,7 +3,7 @@
 use super::errors;
 use crate::error::Error;
 use crate::run::Interrupt;
-use crate::simd;
+use crate::simd::{rounds_to_nearest, with_default_control};
 use pyo3::exceptions::PyRuntimeWarning;
 use pyo3::ffi::c_str;
 use pyo3::prelude::*;
@@ -11,15 +11,20 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 
+/// Tells a caller whose thread rounds otherwise that the result is rounded to nearest.
+pub(super) fn warn_of_rounding(py: Python<'_>) -> PyResult<()> {
+    if !rounds_to_nearest() {
+        let message = c_str!("the thread's rounding mode is not to nearest; xentrs computes with rounding to nearest");
+        PyErr::warn(py, &py.get_type::<PyRuntimeWarning>(), message, 2)?;
+    }
+    Ok(())
+}
+
 /// Runs `work` without the lock. A signal whose handler raises ends it with that exception.
 pub(super) fn detached<T: Send>(
     py: Python<'_>,
     work: impl FnOnce(Interrupt<'_>) -> Result<T, Error> + Send,
 ) -> PyResult<T> {
-    if !simd::rounds_to_nearest() {
-        let message = c_str!("the thread's rounding mode is not to nearest; xentrs computes with rounding to nearest");
-        PyErr::warn(py, &py.get_type::<PyRuntimeWarning>(), message, 2)?;
-    }
     let raised = Mutex::new(None);
     let interrupted = || {
         let signal = Python::attach(|py| py.check_signals()).err();
@@ -29,7 +34,7 @@ pub(super) fn detached<T: Send>(
         }
         is_raised
     };
-    let outcome = py.detach(|| catch_unwind(AssertUnwindSafe(|| work(&interrupted))));
+    let outcome = py.detach(|| catch_unwind(AssertUnwindSafe(|| with_default_control(|| work(&interrupted)))));
     if let Some(signal) = raised.into_inner().expect("the lock is held only to store an exception") {
         return Err(signal);
     }

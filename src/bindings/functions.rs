@@ -1,12 +1,13 @@
 //! The functions of the extension module. Python's `xentrs/functional.py` names and documents what users call.
 
 use super::arrays::{LentLogits, with_logits};
-use super::call::detached;
+use super::call::{detached, warn_of_rounding};
 use super::errors;
 use crate::error::Error;
 use crate::input::Targets;
 use crate::ops::{self, Options};
 use crate::output::RowColumns;
+use crate::plan::Execution;
 use crate::simd::Isa;
 use numpy::{IntoPyArray, PyReadonlyArray1, PyUntypedArray};
 use pyo3::prelude::*;
@@ -29,10 +30,12 @@ impl TargetIds<'_> {
     }
 }
 
-/// A thread count as Python gives it: `None` or 0 for all.
-pub(super) fn threads(py: Python<'_>, num_threads: Option<i64>) -> PyResult<Option<usize>> {
+/// The settings of a call that reads logits, from a thread count as Python gives it: `None` or 0 for all.
+pub(super) fn execution(py: Python<'_>, num_threads: Option<i64>) -> PyResult<Execution> {
+    warn_of_rounding(py)?;
     let count = num_threads.unwrap_or(0);
-    usize::try_from(count).map(Some).map_err(|_| {
+    let known = usize::try_from(count).map(|count| Execution { num_threads: Some(count), ..Execution::default() });
+    known.map_err(|_| {
         let expected = "None, 0 or a number from 1 to 4096";
         errors::exception(py, &Error::Parameter { name: "num_threads", value: count.to_string(), expected })
     })
@@ -54,7 +57,7 @@ pub(super) fn row_stats<'py>(
     strict: bool,
     num_threads: Option<i64>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let options = Options { temperature, softcap, top_k, strict, num_threads: threads(py, num_threads)? };
+    let options = Options { temperature, softcap, top_k, strict, execution: execution(py, num_threads)? };
     let logits = LentLogits::borrow(logits, element)?;
     let columns = with_logits!(&logits, |view| {
         let narrowed = view.and_then(|view| match vocab_size {
@@ -81,7 +84,7 @@ pub(super) fn likelihoods<'py>(
     softcap: Option<f64>,
     num_threads: Option<i64>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let options = Options { temperature, softcap, num_threads: threads(py, num_threads)?, ..Options::default() };
+    let options = Options { temperature, softcap, execution: execution(py, num_threads)?, ..Options::default() };
     let logits = LentLogits::borrow(logits, element)?;
     let columns = with_logits!(&logits, |view| {
         let view = view.map_err(|error| errors::exception(py, &error))?;
@@ -101,12 +104,12 @@ pub(super) fn kl_divergence<'py>(
     temperature: f64,
     num_threads: Option<i64>,
 ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
-    let num_threads = threads(py, num_threads)?;
+    let execution = execution(py, num_threads)?;
     let p = LentLogits::borrow(p_logits, element)?;
     let q = LentLogits::borrow(q_logits, element)?;
     macro_rules! run {
         ($p:expr, $q:expr) => {
-            detached(py, |interrupt| ops::kl_divergence_with(&$p?, &$q?, temperature, num_threads, interrupt))
+            detached(py, |interrupt| ops::kl_divergence_with(&$p?, &$q?, temperature, &execution, interrupt))
         };
     }
     let columns = match (&p, &q) {
@@ -139,9 +142,9 @@ pub(super) fn read_probe<'py>(
     element: &str,
     num_threads: Option<i64>,
 ) -> PyResult<f64> {
-    let num_threads = threads(py, num_threads)?;
+    let execution = execution(py, num_threads)?;
     let logits = LentLogits::borrow(logits, element)?;
-    with_logits!(&logits, |view| detached(py, |_| ops::read_probe(&view?, num_threads)))
+    with_logits!(&logits, |view| detached(py, |_| ops::read_probe(&view?, &execution)))
 }
 
 #[pyfunction]

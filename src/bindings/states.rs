@@ -3,22 +3,48 @@
 use super::arrays::{LentLogits, with_logits};
 use super::call::detached;
 use super::errors;
-use super::functions::{TargetIds, threads, wrap};
+use super::functions::{TargetIds, execution, wrap};
 use crate::error::Error;
-use crate::ops::Options;
+use crate::ops::{Options, likelihoods_with};
 use crate::state;
 use numpy::{PyReadonlyArray1, PyUntypedArray};
-use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Rows whose vocabulary arrives in chunks, in float32 or float64 lanes.
-#[pyclass(module = "xentrs._xentrs")]
-pub(super) struct RowStatsState(Precision);
+/// Rows whose vocabulary arrives in chunks, in float32 or float64 lanes. Threads may share it: they wait for each other,
+/// without the interpreter's lock.
+#[pyclass(frozen, module = "xentrs._xentrs")]
+pub(super) struct RowStatsState(Mutex<Precision>);
 
+#[derive(Clone)]
 enum Precision {
     Single(state::RowStatsState<f32>),
     Double(state::RowStatsState<f64>),
+}
+
+impl Precision {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Single(_) => "float32",
+            Self::Double(_) => "float64",
+        }
+    }
+}
+
+fn mismatch(left: &str, right: &str) -> Error {
+    Error::StateMismatch { field: "precision", left: left.to_owned(), right: right.to_owned() }
+}
+
+/// The state behind a lock; a panic under it left the state whole, as states change only by finished steps.
+fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl From<Precision> for RowStatsState {
+    fn from(precision: Precision) -> Self {
+        Self(Mutex::new(precision))
+    }
 }
 
 /// Runs the body on the state of either precision.
@@ -55,61 +81,63 @@ impl RowStatsState {
         } else {
             state::RowStatsState::new(rows, vocab, targets, target_logits, &options).map(Precision::Single)
         };
-        made.map(Self).map_err(|error| errors::exception(py, &error))
+        made.map(Self::from).map_err(|error| errors::exception(py, &error))
     }
 
     #[pyo3(signature = (logits, element, start_column, *, num_threads))]
     fn update(
-        &mut self,
+        &self,
         py: Python<'_>,
         logits: &Bound<'_, PyUntypedArray>,
         element: &str,
         start_column: usize,
         num_threads: Option<i64>,
     ) -> PyResult<()> {
-        let num_threads = threads(py, num_threads)?;
+        let execution = execution(py, num_threads)?;
         let logits = LentLogits::borrow(logits, element)?;
         macro_rules! update {
-            ($state:ident, $array:expr, $stored:ty, $element:ty) => {{
+            ($precision:ident, $array:expr, $stored:ty, $element:ty) => {{
                 let view = super::arrays::view::<$stored, $element>($array);
-                detached(py, |interrupt| $state.update_with(&view?, start_column, num_threads, interrupt))
+                detached(py, |interrupt| match &mut *lock(&self.0) {
+                    Precision::$precision(state) => state.update_with(&view?, start_column, &execution, interrupt),
+                    other => Err(mismatch(other.name(), element)),
+                })
             }};
         }
-        match (&mut self.0, &logits) {
-            (Precision::Single(state), LentLogits::F32(array)) => update!(state, array, f32, f32),
-            (Precision::Single(state), LentLogits::F16(array)) => update!(state, array, half::f16, half::f16),
-            (Precision::Single(state), LentLogits::Bf16(array)) => update!(state, array, i16, half::bf16),
-            (Precision::Double(state), LentLogits::F64(array)) => update!(state, array, f64, f64),
-            _ => Err(PyTypeError::new_err("the chunk's elements are not those that the state computes in")),
+        match &logits {
+            LentLogits::F32(array) => update!(Single, array, f32, f32),
+            LentLogits::F16(array) => update!(Single, array, half::f16, half::f16),
+            LentLogits::Bf16(array) => update!(Single, array, i16, half::bf16),
+            LentLogits::F64(array) => update!(Double, array, f64, f64),
         }
     }
 
-    fn merge_state(&mut self, py: Python<'_>, other: &Self) -> PyResult<()> {
-        match (&mut self.0, &other.0) {
-            (Precision::Single(state), Precision::Single(other)) => detached(py, |_| state.merge(other)),
-            (Precision::Double(state), Precision::Double(other)) => detached(py, |_| state.merge(other)),
-            (state, _) => {
-                let names =
-                    if matches!(state, Precision::Single(_)) { ("float32", "float64") } else { ("float64", "float32") };
-                let (left, right) = (names.0.to_owned(), names.1.to_owned());
-                Err(errors::exception(py, &Error::StateMismatch { field: "precision", left, right }))
+    /// `other` is another object.
+    fn merge_state(&self, py: Python<'_>, other: &Self) -> PyResult<()> {
+        detached(py, |_| {
+            let other = lock(&other.0).clone();
+            match (&mut *lock(&self.0), &other) {
+                (Precision::Single(state), Precision::Single(other)) => state.merge(other),
+                (Precision::Double(state), Precision::Double(other)) => state.merge(other),
+                (state, other) => Err(mismatch(state.name(), other.name())),
             }
-        }
+        })
     }
 
     fn compute<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let columns = with_state!(&self.0, |state| detached(py, |_| state.compute()))?;
+        let columns = detached(py, |_| with_state!(&*lock(&self.0), |state| state.compute()))?;
         wrap(py, columns)
     }
 
     /// Whether lanes compute in float64.
     #[getter]
-    fn is_double(&self) -> bool {
-        matches!(self.0, Precision::Double(_))
+    fn is_double(&self, py: Python<'_>) -> PyResult<bool> {
+        detached(py, |_| Ok(matches!(*lock(&self.0), Precision::Double(_))))
     }
 
-    fn to_bytes<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &with_state!(&self.0, |state| state.to_bytes()))
+    fn to_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let bytes = detached(py, |_| Ok(with_state!(&*lock(&self.0), |state| state.to_bytes())))?;
+        Ok(PyBytes::new(py, &bytes))
     }
 
     #[staticmethod]
@@ -119,14 +147,14 @@ impl RowStatsState {
         } else {
             state::RowStatsState::from_bytes(bytes).map(Precision::Single)
         };
-        read.map(Self).map_err(|error| errors::exception(py, &error))
+        read.map(Self::from).map_err(|error| errors::exception(py, &error))
     }
 }
 
 /// Totals over a corpus.
-#[pyclass(module = "xentrs._xentrs")]
+#[pyclass(frozen, module = "xentrs._xentrs")]
 #[derive(Default)]
-pub(super) struct Perplexity(state::Perplexity);
+pub(super) struct Perplexity(Mutex<state::Perplexity>);
 
 #[pymethods]
 impl Perplexity {
@@ -137,7 +165,7 @@ impl Perplexity {
 
     #[pyo3(signature = (logits, element, targets, *, ignore_index, num_threads))]
     fn update(
-        &mut self,
+        &self,
         py: Python<'_>,
         logits: &Bound<'_, PyUntypedArray>,
         element: &str,
@@ -145,28 +173,37 @@ impl Perplexity {
         ignore_index: i64,
         num_threads: Option<i64>,
     ) -> PyResult<()> {
-        let options = Options { num_threads: threads(py, num_threads)?, ..Options::default() };
+        let options = Options { execution: execution(py, num_threads)?, ..Options::default() };
         let logits = LentLogits::borrow(logits, element)?;
         let columns = with_logits!(&logits, |view| {
             let view = view.map_err(|error| errors::exception(py, &error))?;
             let targets = targets.checked(py, view.vocab(), ignore_index)?;
-            detached(py, |interrupt| crate::ops::likelihoods_with(&view, Some(&targets), &options, interrupt))
+            detached(py, |interrupt| likelihoods_with(&view, Some(&targets), &options, interrupt))
         })?;
-        self.0.update(&columns);
-        Ok(())
+        detached(py, |_| {
+            lock(&self.0).update(&columns);
+            Ok(())
+        })
     }
 
-    fn update_nll(&mut self, nll: PyReadonlyArray1<'_, f64>, token_count: u64) -> PyResult<()> {
-        self.0.update_nll(nll.as_slice()?, token_count);
-        Ok(())
+    fn update_nll(&self, py: Python<'_>, nll: PyReadonlyArray1<'_, f64>, token_count: u64) -> PyResult<()> {
+        let nll = nll.as_slice()?;
+        detached(py, |_| {
+            lock(&self.0).update_nll(nll, token_count);
+            Ok(())
+        })
     }
 
-    fn merge_state(&mut self, other: &Self) {
-        self.0.merge(&other.0);
+    fn merge_state(&self, py: Python<'_>, other: &Self) -> PyResult<()> {
+        detached(py, |_| {
+            let other = lock(&other.0).clone();
+            lock(&self.0).merge(&other);
+            Ok(())
+        })
     }
 
     fn compute<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let summary = self.0.compute();
+        let summary = detached(py, |_| Ok(lock(&self.0).compute()))?;
         let result = PyDict::new(py);
         macro_rules! set {
             ($($name:ident),+) => { $(result.set_item(stringify!($name), summary.$name)?;)+ };
@@ -176,12 +213,14 @@ impl Perplexity {
         Ok(result)
     }
 
-    fn to_bytes<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &self.0.to_bytes())
+    fn to_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let bytes = detached(py, |_| Ok(lock(&self.0).to_bytes()))?;
+        Ok(PyBytes::new(py, &bytes))
     }
 
     #[staticmethod]
     fn from_bytes(py: Python<'_>, bytes: &[u8]) -> PyResult<Self> {
-        state::Perplexity::from_bytes(bytes).map(Self).map_err(|error| errors::exception(py, &error))
+        let read = state::Perplexity::from_bytes(bytes).map(|totals| Self(Mutex::new(totals)));
+        read.map_err(|error| errors::exception(py, &error))
     }
 }

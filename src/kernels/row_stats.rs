@@ -124,7 +124,9 @@ fn add_block<S: Simd, E: Element, const MOMENTS: bool, const HOLDS_MAX: bool>(
 ) {
     let block = leaf.block(index);
     let zero = E::splat(simd, E::Compute::ZERO);
-    let (mut rest, mut drop, mut bend, mut squares) = (zero, zero, zero, zero);
+    // Two chains for the sum that lse depends on: eight additions each, where equal terms would round alike.
+    let mut rest = [zero; 2];
+    let (mut drop, mut bend, mut squares) = (zero, zero, zero);
     for vector in 0..BLOCK_VECTORS {
         if leaf.prefetches() {
             block.prefetch(simd, vector, LEAF);
@@ -135,7 +137,7 @@ fn add_block<S: Simd, E: Element, const MOMENTS: bool, const HOLDS_MAX: bool>(
             totals.max_count += logits.mask_equal(scale.max).count_ones();
             weight = logits.select_equal(scale.max, zero, weight);
         }
-        rest = rest.add(weight);
+        rest[vector % 2] = rest[vector % 2].add(weight);
         if MOMENTS {
             let weighted = weight.mul(d);
             drop = drop.add(weighted);
@@ -143,7 +145,7 @@ fn add_block<S: Simd, E: Element, const MOMENTS: bool, const HOLDS_MAX: bool>(
             squares = weight.mul_add(weight, squares);
         }
     }
-    totals.rest = totals.rest.add(E::total(simd, rest));
+    totals.rest = totals.rest.add(E::total(simd, rest[0].add(rest[1])));
     if MOMENTS {
         totals.drop = totals.drop.add(E::total(simd, drop));
         totals.bend = totals.bend.add(E::total(simd, bend));
@@ -233,8 +235,9 @@ pub(crate) fn leaf_peak<S: Simd, E: Element>(
         for vector in 0..BLOCK_VECTORS {
             let logits = leaf.block(index).load(simd, vector);
             let mask = logits.mask_equal(max);
-            if mask != 0 && peak.column == u64::MAX {
-                let column = index * BLOCK + vector * LANES + mask.trailing_zeros() as usize;
+            let column = index * BLOCK + vector * LANES + mask.trailing_zeros() as usize;
+            // Padding is equal only where all is minus infinity, or where another thread writes to the row meanwhile.
+            if mask != 0 && peak.column == u64::MAX && column < leaf.columns() {
                 peak.column = start + column as u64;
             }
             count += mask.count_ones();

@@ -5,13 +5,14 @@ use crate::error::Error;
 use crate::input::{LEAF, Leaf, LeafScratch, LogitsView, RowView, Targets};
 use crate::kernels::rows::{Scan, scan_leaf_whole};
 use crate::output::{RowColumns, RowStats};
-use crate::plan::Plan;
+use crate::plan::{Execution, Plan};
 use crate::run::{self, Interrupt};
 use crate::simd::lent::BLOCK;
+use crate::simd::with_default_control;
 use crate::simd::{Element, Float, Isa, Job, Simd};
-use crate::state::RowStatsState;
 use crate::state::chunks::{ChunkedRow, CompleteLeaf};
 use crate::state::top::TopColumns;
+use crate::state::{self, RowStatsState};
 use serde::{Serialize, de::DeserializeOwned};
 
 impl<F: Float + Element<Compute = F>> RowStatsState<F> {
@@ -48,28 +49,28 @@ impl<F: Float + Element<Compute = F>> RowStatsState<F> {
     ///
     /// # Errors
     /// [`Error::Columns`] if some came before or lie outside the vocabulary, [`Error::ShapeMismatch`] for another number of
-    /// rows; the state is then as before. [`Error::Threads`].
+    /// rows; the state is then as before. [`Error::Threads`]; the state is then empty.
     pub fn update<E: Element<Compute = F>>(
         &mut self,
         chunk: &LogitsView<'_, E>,
         start_column: usize,
-        num_threads: Option<usize>,
+        execution: &Execution,
     ) -> Result<(), Error> {
-        self.update_with(chunk, start_column, num_threads, &never)
+        self.update_with(chunk, start_column, execution, &never)
     }
 
     pub(crate) fn update_with<E: Element<Compute = F>>(
         &mut self,
         chunk: &LogitsView<'_, E>,
         start_column: usize,
-        num_threads: Option<usize>,
+        execution: &Execution,
         interrupt: Interrupt<'_>,
     ) -> Result<(), Error> {
         if chunk.rows() != self.row_count() {
             let (left_shape, right_shape) = (vec![chunk.rows()], vec![self.row_count()]);
             return Err(Error::ShapeMismatch { left: "logits_chunk", left_shape, right: "the state", right_shape });
         }
-        let plan = Plan::new(chunk.rows(), chunk.vocab(), num_threads)?;
+        let plan = Plan::new(chunk.rows(), chunk.vocab(), execution)?;
         let end_column = start_column.saturating_add(chunk.vocab());
         self.cover(start_column..end_column)?;
         if chunk.vocab() == 0 {
@@ -85,6 +86,10 @@ impl<F: Float + Element<Compute = F>> RowStatsState<F> {
         };
         let result = run::for_each(plan.threads, rows.iter_mut().enumerate(), LeafScratch::new, work, interrupt);
         self.rows = rows;
+        if result.is_err() {
+            // Half a chunk has come: better nothing, which `compute` tells, than a wrong result.
+            self.forget();
+        }
         result
     }
 
@@ -105,19 +110,11 @@ impl<F: Float + Element<Compute = F>> RowStatsState<F> {
         let isa = Isa::current()?;
         let mut rows = std::mem::take(&mut self.rows);
         let update = ChunkUpdate { state: &*self, isa };
-        for (index, (row, from)) in rows.iter_mut().zip(&other.rows).enumerate() {
-            row.complete.extend(&from.complete);
-            row.top.merge(&from.top);
-            row.target_logit = row.target_logit.or(from.target_logit);
-            for (&leaf, columns) in &from.partial {
-                let held = row.partial.entry(leaf).or_insert_with(|| vec![F::NEG_INFINITY; columns.len()]);
-                for range in other.columns_of_leaf(leaf) {
-                    let range = range.start - leaf * LEAF..range.end - leaf * LEAF;
-                    held[range.clone()].copy_from_slice(&columns[range]);
-                }
-                update.complete_if_covered(index, row, leaf);
+        with_default_control(|| {
+            for (index, (row, from)) in rows.iter_mut().zip(&other.rows).enumerate() {
+                update.merge_row(index, row, from, other);
             }
-        }
+        });
         self.rows = rows;
         Ok(())
     }
@@ -128,6 +125,10 @@ impl<F: Float + Element<Compute = F>> RowStatsState<F> {
     /// [`Error::Columns`] if some never came, [`Error::OutOfMemory`].
     pub fn compute(&self) -> Result<RowColumns, Error> {
         self.check_complete()?;
+        with_default_control(|| self.finish())
+    }
+
+    fn finish(&self) -> Result<RowColumns, Error> {
         let mut columns = RowColumns::allocate(self.row_count(), true, self.top_k)?;
         for (index, (row, mut slots)) in self.rows.iter().zip(columns.slots(1)).enumerate() {
             if !Self::reads(self.targets.as_ref(), index) {
@@ -151,7 +152,7 @@ impl<F: Float + Element<Compute = F>> RowStatsState<F> {
     where
         F: Serialize,
     {
-        postcard::to_stdvec(self).expect("plain numbers always serialise")
+        state::save(self)
     }
 
     /// The state that [`RowStatsState::to_bytes`] wrote.
@@ -162,7 +163,7 @@ impl<F: Float + Element<Compute = F>> RowStatsState<F> {
     where
         F: DeserializeOwned,
     {
-        postcard::from_bytes(bytes).map_err(|error| Error::SavedState { reason: error.to_string() })
+        state::restore(bytes)
     }
 }
 
@@ -200,6 +201,20 @@ impl<F: Float + Element<Compute = F>> ChunkUpdate<'_, F> {
             *place = chunk.logit(column).widen();
         }
         self.complete_if_covered(index, row, leaf);
+    }
+
+    fn merge_row(&self, index: usize, row: &mut ChunkedRow<F>, from: &ChunkedRow<F>, other: &RowStatsState<F>) {
+        row.complete.extend(&from.complete);
+        row.top.merge(&from.top);
+        row.target_logit = row.target_logit.or(from.target_logit);
+        for (&leaf, columns) in &from.partial {
+            let held = row.partial.entry(leaf).or_insert_with(|| vec![F::NEG_INFINITY; columns.len()]);
+            for range in other.columns_of_leaf(leaf) {
+                let range = range.start - leaf * LEAF..range.end - leaf * LEAF;
+                held[range.clone()].copy_from_slice(&columns[range]);
+            }
+            self.complete_if_covered(index, row, leaf);
+        }
     }
 
     fn complete_if_covered(&self, index: usize, row: &mut ChunkedRow<F>, leaf: usize) {

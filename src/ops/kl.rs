@@ -4,7 +4,7 @@ use super::{check_positive, never};
 use crate::error::{Error, try_filled};
 use crate::input::{LEAF, LeafScratch, LogitsView};
 use crate::kernels::kl::KlRow;
-use crate::plan::Plan;
+use crate::plan::{Execution, Plan};
 use crate::run::{self, Interrupt, RowWork};
 use crate::simd::{Element, Float, Isa};
 use crate::state::kl::{self, KlLeaf, KlScale};
@@ -31,11 +31,11 @@ impl KlColumns {
 /// KL(p||q) = sum p ln(p / q) of the softmaxes of each row of two arrays, both at the same temperature, in nats.
 ///
 /// ```
-/// use xentrs::{LogitsView, kl_divergence};
+/// use xentrs::{Execution, LogitsView, kl_divergence};
 /// let (p, q) = ([0.0f64, 1.0], [1.0f64, 1.0]);
 /// let p = LogitsView::from_slice(&p, 1, 2)?;
 /// let q = LogitsView::from_slice(&q, 1, 2)?;
-/// let divergence = kl_divergence(&p, &q, 1.0, None)?.kl_divergence[0];
+/// let divergence = kl_divergence(&p, &q, 1.0, &Execution::default())?.kl_divergence[0];
 /// assert!((divergence - 0.110_944_071_671_6).abs() < 1e-12);
 /// # Ok::<(), xentrs::Error>(())
 /// ```
@@ -47,16 +47,16 @@ pub fn kl_divergence<E: Element>(
     p_logits: &LogitsView<'_, E>,
     q_logits: &LogitsView<'_, E>,
     temperature: f64,
-    num_threads: Option<usize>,
+    execution: &Execution,
 ) -> Result<KlColumns, Error> {
-    kl_divergence_with(p_logits, q_logits, temperature, num_threads, &never)
+    kl_divergence_with(p_logits, q_logits, temperature, execution, &never)
 }
 
 pub(crate) fn kl_divergence_with<E: Element>(
     p: &LogitsView<'_, E>,
     q: &LogitsView<'_, E>,
     temperature: f64,
-    num_threads: Option<usize>,
+    execution: &Execution,
     interrupt: Interrupt<'_>,
 ) -> Result<KlColumns, Error> {
     check_positive("temperature", temperature)?;
@@ -67,7 +67,7 @@ pub(crate) fn kl_divergence_with<E: Element>(
     if p.vocab() == 0 {
         return Err(Error::EmptyVocabulary { operation: "a KL divergence" });
     }
-    let plan = Plan::new(p.rows(), p.vocab(), num_threads)?;
+    let plan = Plan::new(p.rows(), p.vocab(), execution)?;
     let scale = KlScale {
         inverse_temperature: 1.0 / temperature,
         lowest_exponent: E::Compute::LOWEST_EXPONENT.into(),

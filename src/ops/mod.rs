@@ -12,6 +12,7 @@ pub use rows::{cross_entropy, entropy, logsumexp, perplexity, read_probe, row_st
 pub(crate) use rows::{likelihoods_with, row_stats_with};
 
 use crate::error::Error;
+use crate::plan::Execution;
 
 /// Settings of a call.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,13 +25,13 @@ pub struct Options {
     pub top_k: usize,
     /// Whether a row without a finite result is an error.
     pub strict: bool,
-    /// Threads; `None` or 0 takes all.
-    pub num_threads: Option<usize>,
+    /// Instruction set and threads.
+    pub execution: Execution,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { temperature: 1.0, softcap: None, top_k: 0, strict: false, num_threads: None }
+        Self { temperature: 1.0, softcap: None, top_k: 0, strict: false, execution: Execution::default() }
     }
 }
 
@@ -55,7 +56,7 @@ pub(crate) fn check_positive(name: &'static str, value: f64) -> Result<(), Error
     if RANGE.contains(&value) {
         return Ok(());
     }
-    Err(Error::Parameter { name, value: value.to_string(), expected: "a number from 1e-30 to 1e30" })
+    Err(Error::Parameter { name, value: format!("{value:?}"), expected: "a number from 1e-30 to 1e30" })
 }
 
 /// A call from Rust is not interrupted.

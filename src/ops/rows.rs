@@ -6,7 +6,7 @@ use crate::input::{LEAF, LeafScratch, LogitsView, RowView, Targets};
 use crate::kernels::probe::ReadRow;
 use crate::kernels::rows::{CapLogit, Scan, ScanRow};
 use crate::output::{Flags, RowColumns, RowSlots, RowStats};
-use crate::plan::Plan;
+use crate::plan::{Execution, Plan};
 use crate::run::{self, Interrupt, RowWork};
 use crate::simd::{Element, Isa};
 use crate::state::row::RowPartial;
@@ -94,8 +94,8 @@ pub fn perplexity<E: Element>(logits: &LogitsView<'_, E>, targets: &Targets, opt
 ///
 /// # Errors
 /// [`Error::Threads`], [`Error::OutOfMemory`].
-pub fn read_probe<E: Element>(logits: &LogitsView<'_, E>, num_threads: Option<usize>) -> Result<f64, Error> {
-    let plan = Plan::new(logits.rows(), logits.vocab(), num_threads)?;
+pub fn read_probe<E: Element>(logits: &LogitsView<'_, E>, execution: &Execution) -> Result<f64, Error> {
+    let plan = Plan::new(logits.rows(), logits.vocab(), execution)?;
     let mut largest = crate::error::try_filled(logits.rows(), f64::NEG_INFINITY)?;
     let work = |scratch: &mut LeafScratch<E>, (row, place): (usize, &mut f64)| {
         *place = plan.isa.run(ReadRow { row: logits.row(row), scratch });
@@ -119,7 +119,7 @@ fn scan<E: Element>(
         let (left_shape, right_shape) = (vec![targets.rows()], vec![logits.rows()]);
         return Err(Error::ShapeMismatch { left: "targets", left_shape, right: "the rows of logits", right_shape });
     }
-    let plan = Plan::new(logits.rows(), logits.vocab(), options.num_threads)?;
+    let plan = Plan::new(logits.rows(), logits.vocab(), &options.execution)?;
     let mut columns = RowColumns::allocate(logits.rows(), all, options.top_k)?;
     let scan = Scan { inverse_temperature, softcap: options.softcap, all };
     let work = ScanWork { logits, targets, scan, isa: plan.isa, top_k: options.top_k, slots: PhantomData };

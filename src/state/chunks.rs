@@ -15,11 +15,11 @@ use std::ops::Range;
 /// Statistics of rows in the making. `F` is what the lanes compute in: `f32` for chunks of f32, f16 and bf16, else `f64`.
 ///
 /// ```
-/// use xentrs::{LogitsView, Options, RowStatsState, Targets};
+/// use xentrs::{Execution, LogitsView, Options, RowStatsState, Targets};
 /// let targets = Targets::new([2], 3, -100)?;
 /// let mut state = RowStatsState::<f32>::new(1, 3, Some(targets), None, &Options::default())?;
-/// state.update(&LogitsView::from_slice(&[0.0f32], 1, 1)?, 2, None)?;
-/// state.update(&LogitsView::from_slice(&[2.0f32, 1.0], 1, 2)?, 0, None)?;
+/// state.update(&LogitsView::from_slice(&[0.0f32], 1, 1)?, 2, &Execution::default())?;
+/// state.update(&LogitsView::from_slice(&[2.0f32, 1.0], 1, 2)?, 0, &Execution::default())?;
 /// assert!((state.compute()?.nll[0] - 2.407_605_9).abs() < 1e-6);
 /// # Ok::<(), xentrs::Error>(())
 /// ```
@@ -67,6 +67,17 @@ impl<F: Copy> RowStatsState<F> {
         let row = ChunkedRow { complete, partial, target_logit: None, top: TopColumns::new(top_k) };
         let rows = try_filled(row_count, row)?;
         Ok(Self { vocab, targets, target_logits, inverse_temperature, top_k, coverage: Vec::new(), rows })
+    }
+
+    /// Forgets all columns.
+    pub(crate) fn forget(&mut self) {
+        self.coverage.clear();
+        for row in &mut self.rows {
+            row.complete.clear();
+            row.partial.clear();
+            row.target_logit = None;
+            row.top.clear();
+        }
     }
 
     /// Number of rows.

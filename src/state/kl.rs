@@ -73,12 +73,8 @@ fn merge(leaves: &[KlLeaf], p_max: f64, q_max: f64, scale: &KlScale) -> Divergen
     let scaled = |difference: f64| difference * scale.inverse_temperature;
     let p_weight = |leaf: &KlLeaf| libm::exp(scaled(leaf.p_max - p_max));
     let offset = |leaf: &KlLeaf| scaled(finite_or_zero(leaf.p_max) - finite_or_zero(leaf.q_max));
-    let (mut mass, mut reference) = (0.0, 0.0);
-    for leaf in leaves {
-        mass += p_weight(leaf) * leaf.p_mass;
-        reference += p_weight(leaf) * leaf.p_mass * offset(leaf);
-    }
-    reference /= mass;
+    let mass: f64 = leaves.iter().map(|leaf| p_weight(leaf) * leaf.p_mass).sum();
+    let reference: f64 = leaves.iter().map(|leaf| p_weight(leaf) * leaf.p_mass / mass * offset(leaf)).sum();
     let (mut excess, mut surplus, mut cross, mut q_mass) = (0.0, 0.0, 0.0, 0.0);
     for leaf in leaves {
         let (weight, shift) = (p_weight(leaf), offset(leaf) - reference);
@@ -116,7 +112,11 @@ fn finite_or_zero(max: f64) -> f64 {
 /// No divergence is below 0; rounding may leave it there by less than its error bound.
 fn clamp(divergence: &Divergence, scale: &KlScale) -> Result<(f64, Flags), Error> {
     let Divergence { value, terms } = *divergence;
-    if value >= 0.0 || value.is_nan() {
+    if value.is_nan() || value == f64::INFINITY {
+        // The inputs are finite where it counts: only sums beyond float64 end here.
+        return Ok((f64::INFINITY, Flags::OVERFLOW));
+    }
+    if value >= 0.0 {
         return Ok((value, Flags::default()));
     }
     let bound = 4.0 * scale.unit_roundoff * (2.0 + libm::log(scale.vocab as f64)) * (1.0 + terms);

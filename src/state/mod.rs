@@ -9,5 +9,22 @@ pub(crate) mod row;
 pub(crate) mod top;
 pub(crate) mod totals;
 
+use crate::error::Error;
+use serde::{Serialize, de::DeserializeOwned};
+
 pub use chunks::RowStatsState;
 pub use totals::{Perplexity, PerplexitySummary};
+
+/// A state as bytes.
+pub(crate) fn save(state: &impl Serialize) -> Vec<u8> {
+    postcard::to_stdvec(state).expect("plain numbers always serialise")
+}
+
+/// The state that [`save`] wrote; an error for other bytes.
+pub(crate) fn restore<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((state, [])) => Ok(state),
+        Ok(_) => Err(Error::SavedState { reason: "bytes follow it".to_owned() }),
+        Err(error) => Err(Error::SavedState { reason: error.to_string() }),
+    }
+}

@@ -64,7 +64,9 @@ impl RowPartial {
         let max_logit = sums.max * inverse_temperature;
         let log_mass = libm::log1p(sums.rest);
         let max_log_prob = -log_mass;
-        let mut stats = RowStats { lse: max_logit + log_mass, max_logit, max_log_prob, ..RowStats::EMPTY };
+        // Alone it is the sum itself, down to the sign of a zero.
+        let lse = if sums.rest == 0.0 { max_logit } else { max_logit + log_mass };
+        let mut stats = RowStats { lse, max_logit, max_log_prob, ..RowStats::EMPTY };
         if let Some(logit) = target_logit {
             // Both terms are at least 0, so nothing cancels: `rest` leaves out one of the largest, so where the target
             // is the largest the result is as exact as `rest` itself.

@@ -108,7 +108,7 @@ impl Perplexity {
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut canonical = self.clone();
         canonical.finite_sum.carry();
-        postcard::to_stdvec(&canonical).expect("plain numbers always serialise")
+        super::save(&canonical)
     }
 
     /// The state that [`Perplexity::to_bytes`] wrote.
@@ -116,8 +116,7 @@ impl Perplexity {
     /// # Errors
     /// [`Error::SavedState`] for other bytes.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
-        let totals: Self =
-            postcard::from_bytes(bytes).map_err(|error| Error::SavedState { reason: error.to_string() })?;
+        let totals: Self = super::restore(bytes)?;
         if !totals.finite_sum.is_well_formed() {
             return Err(Error::SavedState { reason: "the sum has another number of digits".to_owned() });
         }
