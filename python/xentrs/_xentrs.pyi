@@ -6,6 +6,20 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+__all__ = [
+    "Perplexity",
+    "RowStatsState",
+    "__version__",
+    "available_isas",
+    "isa",
+    "kl_divergence",
+    "likelihoods",
+    "num_threads",
+    "panic_for_tests",
+    "read_probe",
+    "row_stats",
+]
+
 __version__: str
 
 _Ids = NDArray[np.int64] | NDArray[np.uint64]
@@ -46,6 +60,7 @@ def isa() -> str: ...
 def available_isas() -> list[str]: ...
 def num_threads() -> int: ...
 def panic_for_tests() -> None: ...
+
 @final
 class RowStatsState:
     def __new__(
@@ -68,6 +83,7 @@ class RowStatsState:
     def to_bytes(self) -> bytes: ...
     @staticmethod
     def from_bytes(bytes: bytes, is_double: bool) -> RowStatsState: ...
+
 @final
 class Perplexity:
     def __new__(cls) -> Self: ...

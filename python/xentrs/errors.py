@@ -1,4 +1,4 @@
-"""Errors: what is wrong with a call, an input or a file. Each class has a built-in parent, so plain handlers work too."""
+"""Errors: what is wrong with a call, an input or a file. Each class has a built-in parent, so plain handlers work."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import numpy as np
 from xentrs import _xentrs
 from xentrs.adapters.numpy import promote
 from xentrs.dispatch import Adapter, adapter_of
-from xentrs.errors import ParamError, ShapeError
+from xentrs.errors import DTypeError, ParamError, ShapeError
 from xentrs.results import RowStats, total, wrap_row_stats
 
 Reduction = Literal["none", "sum", "mean"]
@@ -38,8 +38,8 @@ def row_stats(
         logits: `(..., vocab)`, float32, float16, bfloat16 or float64; any strides, read-only is fine, never copied.
         targets: class ids, shape `logits.shape[:-1]`, any integer dtype; copied, then checked.
         shift: 1 scores `logits[..., :-1, :]` against `targets[..., 1:]` without a copy, as causal models need it.
-        temperature: divides the logits.
-        softcap: `softcap * tanh(logits / softcap)` before the temperature, as Gemma 2 does.
+        temperature: divides the logits; from 1e-30 to 1e30.
+        softcap: `softcap * tanh(logits / softcap)` before the temperature, as Gemma 2 does; from 1e-30 to 1e30.
         top_k: how many of the largest logits to return with their ids.
         ignore_index: rows with this target are neither read nor counted.
         vocab_size: columns from this one on are padding and left out.
@@ -66,7 +66,7 @@ def row_stats(
         array,
         element,
         ids,
-        ignore_index=ignore_index,
+        ignore_index=_index(ignore_index),
         temperature=temperature,
         softcap=softcap,
         top_k=_count(top_k, "top_k"),
@@ -126,10 +126,9 @@ def entropy(
         >>> float(xentrs.entropy(np.array([0.0, -np.inf], dtype=np.float32)))
         0.0
     """
-    stats = row_stats(logits, temperature=temperature, softcap=softcap, num_threads=num_threads)
-    if logits.shape[-1] == 0:
+    if adapter_of(logits).lend(logits, "logits").array.shape[-1] == 0:
         raise ShapeError("logits have vocab 0, expected at least 1 column for an entropy")
-    return stats.entropy
+    return row_stats(logits, temperature=temperature, softcap=softcap, num_threads=num_threads).entropy
 
 
 def cross_entropy(
@@ -164,9 +163,7 @@ def cross_entropy(
     """
     if reduction not in ("none", "sum", "mean"):
         raise ParamError(f"reduction = {reduction!r}, expected 'none', 'sum' or 'mean'")
-    adapter, columns, shape = _likelihoods(
-        logits, targets, shift, ignore_index, temperature, softcap, num_threads
-    )
+    adapter, columns, shape = _likelihoods(logits, targets, shift, ignore_index, temperature, softcap, num_threads)
     if reduction == "none":
         return adapter.wrap(columns["nll"].reshape(shape))
     totals = total(columns["nll"], columns["token_count"])
@@ -207,8 +204,8 @@ def kl_divergence(
     """Computes KL(p||q) = sum p ln(p / q) of the softmaxes of each row, p first, in nats, float64, never below 0.
 
     Args:
-        p_logits, q_logits: both `(..., vocab)`. If their dtypes differ, both are copied to the wider one: float64 if one
-            is, else float32.
+        p_logits, q_logits: both `(..., vocab)`. If their dtypes differ, both are copied to the wider one: float64 if
+            one is, else float32.
         temperature: divides both.
         reduction: "none" gives each row's divergence, "sum" and "mean" a single number over all rows.
         return_flags: also return the rows' flags (see `Flag`), shape `p_logits.shape[:-1]`.
@@ -233,9 +230,7 @@ def kl_divergence(
     if p.element != q.element:
         wider = "float64" if "float64" in (p.element, q.element) else "float32"
         p, q = promote(p, wider), promote(q, wider)
-    values, flags = _xentrs.kl_divergence(
-        p.array, q.array, p.element, temperature=temperature, num_threads=num_threads
-    )
+    values, flags = _xentrs.kl_divergence(p.array, q.array, p.element, temperature=temperature, num_threads=num_threads)
     shape = p.array.shape[:-1]
     if reduction == "none":
         result = adapter.wrap(values.reshape(shape))
@@ -261,7 +256,7 @@ def _likelihoods(
         array,
         element,
         ids,
-        ignore_index=ignore_index,
+        ignore_index=_index(ignore_index),
         temperature=temperature,
         softcap=softcap,
         num_threads=num_threads,
@@ -288,6 +283,20 @@ def _align(array: Any, ids: Any, shift: int) -> tuple[Any, Any]:
 
 
 def _count(value: int, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-        raise ParamError(f"{name} = {value!r}, expected a whole number, at least 0")
+    """Checks a whole number, at least 0."""
+    if _whole(value, name) < 0:
+        raise ParamError(f"{name} = {value}, expected a whole number, at least 0")
+    return int(value)
+
+
+def _index(value: int) -> int:
+    """Checks `ignore_index`, which is any 64-bit integer."""
+    if not -(2**63) <= _whole(value, "ignore_index") < 2**63:
+        raise ParamError(f"ignore_index = {value}, expected a 64-bit integer")
+    return int(value)
+
+
+def _whole(value: int, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise DTypeError(f"{name} = {value!r}, expected a whole number")
     return int(value)

@@ -1,16 +1,20 @@
-"""Streaming classes: `update`, `merge_state`, `compute`. Any split of the data gives the same bits; all of them pickle."""
+"""Streaming classes: `update`, `merge_state`, `compute`. Any split of the data gives the same bits; all pickle."""
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, TypeVar
 
 import numpy as np
 
 from xentrs import _xentrs
+from xentrs.adapters.numpy import promote
 from xentrs.dispatch import Adapter, adapter_of
-from xentrs.errors import ParamError, ShapeError
-from xentrs.functional import _align, _count
+from xentrs.errors import DTypeError, ParamError, ShapeError
+from xentrs.functional import _align, _count, _index
 from xentrs.results import PerplexityResult, RowStats, wrap_row_stats
+
+_Metric = TypeVar("_Metric")
 
 
 class Perplexity:
@@ -30,7 +34,7 @@ class Perplexity:
 
     def __init__(self, ignore_index: int = -100) -> None:
         """Starts without a token."""
-        self.ignore_index = ignore_index
+        self.ignore_index = _index(ignore_index)
         self._state = _xentrs.Perplexity()
 
     def update(self, logits: Any, targets: Any, *, shift: int = 0, num_threads: int | None = None) -> None:
@@ -51,7 +55,13 @@ class Perplexity:
         self._state.update_nll(np.ascontiguousarray(values), count)
 
     def merge_state(self, other: Perplexity) -> Perplexity:
-        """Adds the totals of another metric."""
+        """Adds the totals of another metric, or its own once more.
+
+        Raises:
+            DTypeError: not a metric of this kind.
+            ParamError: one that ignores another index.
+        """
+        other = _distinct(self, other)
         if self.ignore_index != other.ignore_index:
             raise ParamError(f"ignore_index = {other.ignore_index}, expected {self.ignore_index} as in this metric")
         self._state.merge_state(other._state)
@@ -73,11 +83,11 @@ def _restore_perplexity(ignore_index: int, saved: bytes) -> Perplexity:
 
 
 class RowStatsState:
-    """Row statistics whose vocabulary arrives in chunks, in any order and over any number of states: the same bits as one
-    `row_stats` call over whole rows.
+    """Row statistics whose vocabulary arrives in chunks, in any order and over any number of states: the same bits as
+    one `row_stats` call over whole rows.
 
-    Leaves of 4,096 columns that are complete keep only their sums; a leaf held in part keeps its columns. After the first
-    chunk the state computes in float32 lanes (float32, float16 and bfloat16 chunks) or in float64.
+    Leaves of 4,096 columns that are complete keep only their sums; a leaf held in part keeps its columns. After the
+    first chunk the state computes in float32 lanes (float32, float16 and bfloat16 chunks) or in float64.
 
     Args:
         vocab: columns of the whole rows.
@@ -111,9 +121,13 @@ class RowStatsState:
         """Checks the settings; no column has come yet."""
         self._ids = None if targets is None else adapter_of(targets).copy_targets(targets).reshape(-1)
         self._target_logits = None if target_logits is None else _as_float64(target_logits)
-        self._rows = len(self._ids) if self._ids is not None else rows
+        self._rows = None if rows is None else _count(rows, "rows")
+        if self._ids is not None:
+            self._rows = len(self._ids)
         self._vocab = _count(vocab, "vocab")
-        self._settings = {"temperature": temperature, "top_k": _count(top_k, "top_k"), "ignore_index": ignore_index}
+        self._temperature = temperature
+        self._top_k = _count(top_k, "top_k")
+        self._ignore_index = _index(ignore_index)
         self._adapter: Adapter = adapter_of(targets)
         self._state: _xentrs.RowStatsState | None = None
         if self._target_logits is not None and self._ids is None:
@@ -123,16 +137,25 @@ class RowStatsState:
 
     def _make(self, rows: int, is_double: bool) -> _xentrs.RowStatsState:
         return _xentrs.RowStatsState(
-            rows, self._vocab, self._ids, self._target_logits, is_double=is_double, **self._settings
+            rows,
+            self._vocab,
+            self._ids,
+            self._target_logits,
+            is_double=is_double,
+            ignore_index=self._ignore_index,
+            temperature=self._temperature,
+            top_k=self._top_k,
         )
 
     def update(self, logits_chunk: Any, start_column: int, *, num_threads: int | None = None) -> None:
         """Takes the columns from `start_column` on, `(rows, columns)`.
 
         Raises:
-            ShapeError: another number of rows, columns that came before, or columns outside the vocabulary. The state is
-                then as before.
+            ShapeError: another number of rows, columns that came before, or columns outside the vocabulary. The state
+                is then as before.
             DTypeError: float64 after narrower chunks or the other way round.
+
+        An interrupted call leaves the state empty: half a chunk is worth nothing.
         """
         adapter = adapter_of(logits_chunk)
         array, element = adapter.lend(logits_chunk, "logits_chunk")
@@ -144,6 +167,9 @@ class RowStatsState:
             self._adapter = adapter
             self._rows = array.shape[0] if self._rows is None else self._rows
             self._state = self._make(self._rows, is_double=element == "float64")
+        if self._state.is_double != (element == "float64"):
+            expected = "float64" if self._state.is_double else "float32, float16 or bfloat16"
+            raise DTypeError(f"logits_chunk has dtype {element}, expected {expected} as the chunks before")
         start = _count(start_column, "start_column")
         self._state.update(array, element, start, num_threads=num_threads)
 
@@ -154,13 +180,15 @@ class RowStatsState:
             ParamError: the states are not of one kind.
             ShapeError: a column came in both. The state is then as before.
         """
-        if other._state is None:
-            return self
-        if self._state is None:
-            rows = other._rows if self._rows is None else self._rows
-            self._rows, self._adapter = rows, other._adapter
-            self._state = self._make(rows or 0, is_double=other._state.is_double)
-        self._state.merge_state(other._state)
+        other = _distinct(self, other)
+        # A state that no column has come for takes precision and, if it has none, rows from the other.
+        given = other._state or self._state
+        is_double = given is not None and given.is_double
+        rows = self._rows if self._rows is not None else other._rows or 0
+        mine = self._state or self._make(rows, is_double)
+        mine.merge_state(other._state or other._make(rows if other._rows is None else other._rows, is_double))
+        if self._state is None and other._state is not None:
+            self._rows, self._state, self._adapter = rows, mine, other._adapter
         return self
 
     def compute(self) -> RowStats:
@@ -171,7 +199,7 @@ class RowStatsState:
         """
         state = self._make(self._rows or 0, is_double=False) if self._state is None else self._state
         columns = state.compute()
-        return wrap_row_stats(columns, columns["lse"].shape, self._settings["top_k"], self._adapter)
+        return wrap_row_stats(columns, columns["lse"].shape, self._top_k, self._adapter)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickles the extension's state as bytes."""
@@ -194,11 +222,13 @@ class RowStatsState:
             self._adapter = adapter_of(None)
 
 
+def _distinct(mine: _Metric, other: _Metric) -> _Metric:
+    """Returns the other metric, or a copy where it is the same object."""
+    if type(other) is not type(mine):
+        raise DTypeError(f"other is {type(other).__name__}, expected {type(mine).__name__}")
+    return copy.deepcopy(other) if other is mine else other
+
+
 def _as_float64(values: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
     lent = adapter_of(values).lend(values, "target_logits")
-    wide = lent.array.astype(np.float64) if lent.element != "bfloat16" else None
-    if wide is None:
-        from xentrs.adapters.numpy import promote
-
-        wide = promote(lent, "float64").array
-    return np.ascontiguousarray(wide).reshape(-1)
+    return np.ascontiguousarray(promote(lent, "float64").array).reshape(-1)

@@ -1,0 +1,45 @@
+"""Which optional packages are there, without importing them.
+
+In: package names. Out: nothing, or a refusal that says how to get what is missing.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterable
+
+from xentrs.cli.exit_codes import FAILED, CommandError
+
+OPTIONAL_PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "accelerate",
+    "gguf",
+    "pyarrow",
+    "ml_dtypes",
+)
+
+
+def require(command: str, packages: Iterable[str]) -> None:
+    """Refuse with the one command that helps when a package of the extra `score` is missing."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise CommandError(
+                f"xentrs {command} needs {package}: pip install 'xentrs[score]' "
+                "(an installed CPU build of torch is used as it is)",
+                FAILED,
+            )
+
+
+def installed_versions() -> dict[str, str | None]:
+    """Versions of the optional packages; None where one is not installed."""
+    versions: dict[str, str | None] = {}
+    for package in OPTIONAL_PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions

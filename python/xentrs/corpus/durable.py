@@ -1,0 +1,61 @@
+"""Files that are either there whole or not at all.
+
+In: a folder, a name, bytes. Out: the file on disk: written under another name, synced, renamed, and the
+folder synced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+TEMPORARY_MARK = ".tmp-"
+
+
+def write_atomic(folder: Path, name: str, data: bytes) -> None:
+    """Make `folder/name` hold `data`; a crash at any moment leaves the old content or the new."""
+    temporary = folder / f"{name}{TEMPORARY_MARK}{os.getpid()}"
+    # O_EXCL and O_NOFOLLOW: never write through a link somebody put there.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(temporary, flags, 0o644)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, folder / name)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(folder)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Append `line` and sync; a crash leaves at most a torn last line."""
+    with path.open("ab") as file:
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` durable."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a killed process left behind."""
+    for path in folder.glob(f"*{TEMPORARY_MARK}*"):
+        path.unlink(missing_ok=True)
+
+
+def sha256_hex(data: bytes) -> str:
+    """SHA-256 as hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()

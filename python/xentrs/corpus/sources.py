@@ -1,0 +1,136 @@
+"""The inputs of a run: which files, in which format, with which content.
+
+In: the names a user gave, "-" for stdin. Out: `Source` entries with size and SHA-256 (they go into the
+fingerprint), and warnings. stdin is spooled into an unnamed temporary file first, so that a RUN can tell
+whether it gets the same text again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+from xentrs.errors import InputChangedError, XentrsError
+
+FORMATS = {".txt": "txt", ".text": "txt", ".md": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+_READ_BYTES = 1 << 20
+
+
+class InputError(XentrsError, ValueError):
+    """An input that cannot be one: missing, a folder, of an unknown kind."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input. `name` is as the user gave it, printable in any encoding."""
+
+    name: str
+    format: str  # "txt": the file is one document; "jsonl": one document per line
+    byte_count: int
+    sha256: str
+    path: Path | None  # None: the spooled stdin
+    spool: BinaryIO | None = field(default=None, compare=False, repr=False)
+    changed_ns: int = 0
+
+    @contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        """The content as it was when it was hashed.
+
+        Raises:
+            InputChangedError: the file is gone, or has another size or modification time by now.
+        """
+        if self.spool is not None:
+            self.spool.seek(0)
+            yield self.spool
+            return
+        assert self.path is not None
+        try:
+            file = self.path.open("rb")
+        except FileNotFoundError:
+            raise InputChangedError(f"{self.name} vanished during the run") from None
+        with file:
+            yield file
+            self._check_unchanged(file)
+
+    def _check_unchanged(self, file: IO[bytes]) -> None:
+        status = os.fstat(file.fileno())
+        if (status.st_size, status.st_mtime_ns) != (self.byte_count, self.changed_ns):
+            raise InputChangedError(
+                f"{self.name} changed during the run: {self.byte_count} bytes, now {status.st_size}"
+            )
+
+
+def open_sources(inputs: Sequence[str], stdin_format: str = "txt") -> tuple[list[Source], list[str]]:
+    """Check and hash every input, in the order given; a file given twice counts once, with a warning.
+
+    Raises:
+        InputError: an input is missing, a folder, unreadable or of an unknown kind.
+    """
+    sources: list[Source] = []
+    warnings: list[str] = []
+    seen: dict[tuple[int, int], str] = {}
+    for name in inputs:
+        shown = printable_name(name)
+        if name == "-":
+            key = (-1, -1)
+        else:
+            status = _status(name, shown)
+            key = (status.st_dev, status.st_ino)
+        if key in seen:
+            warnings.append(f"{shown} is the same input as {seen[key]}: scored once")
+            continue
+        seen[key] = shown
+        sources.append(_spool_stdin(stdin_format) if name == "-" else _file_source(name, shown))
+    return sources, warnings
+
+
+def printable_name(name: str) -> str:
+    """A file name as text that any output can hold; bytes that are not UTF-8 become escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _status(name: str, shown: str) -> os.stat_result:
+    path = Path(name)
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise InputError(f"{shown}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{shown}: {getattr(error, 'strerror', None) or error}") from None
+    if path.is_dir():
+        raise InputError(f"{shown}: is a directory; give files (.txt, .jsonl) or - for stdin")
+    if path.suffix.lower() not in FORMATS:
+        raise InputError(f"{shown}: unknown kind of file; expected one of {', '.join(FORMATS)}")
+    return status
+
+
+def _file_source(name: str, shown: str) -> Source:
+    path = Path(name)
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            changed_ns = os.fstat(file.fileno()).st_mtime_ns
+            byte_count = 0
+            while block := file.read(_READ_BYTES):
+                digest.update(block)
+                byte_count += len(block)
+    except OSError as error:
+        raise InputError(f"{shown}: {error.strerror}") from None
+    return Source(shown, FORMATS[path.suffix.lower()], byte_count, digest.hexdigest(), path, changed_ns=changed_ns)
+
+
+def _spool_stdin(stdin_format: str) -> Source:
+    spool: Any = tempfile.TemporaryFile(prefix="xentrs-stdin-")  # noqa: SIM115  # open for the whole run
+    digest = hashlib.sha256()
+    byte_count = 0
+    while block := sys.stdin.buffer.read(_READ_BYTES):
+        digest.update(block)
+        byte_count += spool.write(block)
+    return Source("-", stdin_format, byte_count, digest.hexdigest(), None, spool=spool)

@@ -1,0 +1,255 @@
+"""The transformers runner: a model loaded from a folder, an import or the Hub.
+
+In: a name and options. Out: a `Runner` over torch. Weights are read from safetensors only, code that comes
+with a model is never run, and nothing is fetched for a folder. The head runs in row blocks
+(head_torch.py); a model whose head is not understood runs whole, one window at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from xentrs.models.catalog import ModelSource, resolve_model
+from xentrs.models.head_torch import Head, find_head
+from xentrs.models.identity import folder_sha256
+from xentrs.models.runner import FloatArray, IntArray, ModelError, ModelInfo
+from xentrs.models.tokenizer import FastTextEncoder
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_LENGTH_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "seq_length")
+_PROBE_LENGTH = 6
+
+
+def load_transformers_model(name: str, *, revision: str | None, dtype: str, device: str) -> TransformersRunner:
+    """Load `name`; see `xentrs.models.load_model`."""
+    source = resolve_model(name)
+    if source.folder is not None and revision is not None:
+        raise ModelError(f"model {name}: --revision is for Hub ids; this is a folder")
+    with _quiet_transformers():
+        folder, commit = _locate(source, revision)
+        options: dict[str, Any] = {"local_files_only": folder is not None, "revision": commit}
+        location = str(folder) if folder is not None else name
+        config = _load_config(name, location, options)
+        torch_dtype, dtype_reason = choose_dtype(dtype, config, device)
+        model = _load_weights(name, location, config, torch_dtype, options)
+        tokenizer = _load_tokenizer(name, location, options)
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device {device}: {_first_line(error)}") from None
+    held = folder if folder is not None else _snapshot_folder(name, commit)
+    encoder = FastTextEncoder(tokenizer, name, held)
+    info = ModelInfo(
+        name=name,
+        revision=commit,
+        sha256=folder_sha256(held),
+        dtype=str(torch_dtype).removeprefix("torch."),
+        dtype_reason=dtype_reason,
+        device=device,
+        vocab_size=_vocab_size(model),
+        max_length=_max_length(config, tokenizer),
+        note=source.note,
+        libraries={"torch": torch.__version__, "transformers": transformers.__version__},
+    )
+    return TransformersRunner(model, encoder, info)
+
+
+class TransformersRunner:
+    """`Runner` over a transformers causal model."""
+
+    def __init__(self, model: Any, encoder: FastTextEncoder, info: ModelInfo) -> None:
+        self.model = model
+        self.encoder = encoder
+        self.info = info
+        self.notices: list[str] = []
+        self.max_batch_windows: int | None = None
+        self.head: Head | None = None
+        self._prepared = False
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """One short forward: the model must be causal, and the head must give the model's own logits."""
+        if self._prepared:
+            return
+        ids = torch.arange(_PROBE_LENGTH, device=self.info.device).repeat(2, 1) % self.info.vocab_size
+        ids[1, -1] = (ids[1, -1] + 1) % self.info.vocab_size
+        expected = self.model(input_ids=ids, use_cache=False).logits
+        self._check_causal(expected)
+        body = self.model.base_model
+        if body is not self.model:
+            hidden = getattr(body(input_ids=ids, use_cache=False), "last_hidden_state", None)
+            if hidden is not None:
+                self.head = find_head(self.model, hidden, expected)
+        if self.head is None:
+            self.max_batch_windows = 1
+            self.notices.append(
+                f"{self.info.name}: the head of {type(self.model).__name__} is not understood; "
+                "full logits are computed, one window at a time (slower, more memory)"
+            )
+        self._prepared = True
+
+    def _check_causal(self, logits: torch.Tensor) -> None:
+        """Two inputs that differ in their last token alone: what was predicted before it has to agree."""
+        first, second = logits[:, :-1].float()
+        # Both rows ran in one batch, so they agree to the last bits whatever the dtype.
+        tolerance = 1e-4 if logits.dtype == torch.float32 else 1e-2
+        if float((first - second).abs().max()) > tolerance * float(first.abs().max()):
+            raise ModelError(
+                f"model {self.info.name}: a later token changes earlier predictions: not a causal language model"
+            )
+
+    @torch.inference_mode()
+    def hidden_states(self, input_ids: IntArray, attention_mask: IntArray | None = None) -> torch.Tensor:
+        """`(batch, length)` ids to `(batch, length, width)`; full logits where the head is not understood."""
+        self.prepare()
+        ids = torch.from_numpy(np.ascontiguousarray(input_ids)).to(self.info.device)
+        # Right padding needs no mask in a causal model; without one torch takes its faster causal attention.
+        mask = None if attention_mask is None else torch.from_numpy(attention_mask).to(self.info.device)
+        if self.head is None:
+            full: torch.Tensor = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            return full
+        hidden: torch.Tensor = self.model.base_model(
+            input_ids=ids, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        return hidden
+
+    @torch.inference_mode()
+    def logits(self, hidden_rows: torch.Tensor) -> FloatArray:
+        """`(rows, width)` to `(rows, vocab)` float32 on the CPU."""
+        self.prepare()
+        logits = hidden_rows.float() if self.head is None else self.head.logits(hidden_rows)
+        array: FloatArray = logits.cpu().numpy()
+        return array
+
+
+def set_torch_threads(count: int) -> None:
+    """Threads of torch's operations."""
+    torch.set_num_threads(count)
+
+
+def choose_dtype(requested: str, config: Any, device: str) -> tuple[torch.dtype, str]:
+    """The dtype to load in, and why. "auto" keeps bfloat16 weights where the CPU multiplies them natively."""
+    if requested != "auto":
+        if requested not in _DTYPES:
+            raise ModelError(f"dtype {requested}: expected auto, {', '.join(_DTYPES)}")
+        return _DTYPES[requested], "as asked"
+    stored = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
+    stored_name = str(stored).removeprefix("torch.")
+    if device != "cpu" and stored_name in _DTYPES:
+        return _DTYPES[stored_name], "as stored"
+    if stored_name == "bfloat16":
+        if cpu_has_fast_bfloat16():
+            return torch.bfloat16, "as stored; this CPU has bfloat16 products"
+        return torch.float32, "this CPU has no bfloat16 products"
+    return torch.float32, "as stored" if stored_name == "float32" else f"stored as {stored_name}"
+
+
+def cpu_has_fast_bfloat16() -> bool:
+    """Whether the CPU has bfloat16 products (AVX512-BF16 or AMX); False where that cannot be told."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _locate(source: ModelSource, revision: str | None) -> tuple[Path | None, str | None]:
+    """The folder, or the commit a Hub id resolves to."""
+    if source.folder is not None:
+        return source.folder, None
+    from huggingface_hub import hf_hub_download
+
+    try:
+        path = Path(hf_hub_download(source.name, "config.json", revision=revision))
+    except Exception as error:  # the Hub client raises many kinds; all mean that the model cannot be had
+        at = f" at revision {revision}" if revision else ""
+        raise ModelError(
+            f"model {source.name}{at}: no imported model, no folder, "
+            f"and not to be had from the Hub ({_first_line(error)})"
+        ) from None
+    return None, path.parent.name
+
+
+def _snapshot_folder(name: str, commit: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(name, "config.json", revision=commit)).parent
+
+
+def _load_config(name: str, location: str, options: dict[str, Any]) -> Any:
+    try:
+        config = transformers.AutoConfig.from_pretrained(location, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model {name}: {_first_line(error)}") from None
+    mapping = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    declared = config.architectures or []
+    known = {entry for value in mapping.values() for entry in ([value] if isinstance(value, str) else value)}
+    causal = config.model_type in mapping and (not declared or any(entry in known for entry in declared))
+    if config.is_encoder_decoder or not causal:
+        what = ", ".join(declared) or config.model_type
+        raise ModelError(f"model {name}: {what} is not a causal language model")
+    return config
+
+
+def _load_weights(name: str, location: str, config: Any, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+    try:
+        auto: Any = transformers.AutoModelForCausalLM
+        model, loading = auto.from_pretrained(
+            location, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise ModelError(f"model {name}: {_first_line(error)}") from None
+    except Exception as error:  # safetensors' own error class derives from Exception alone
+        raise ModelError(f"model {name}: weights cannot be read: {_first_line(error)}") from None
+    if missing := sorted(loading["missing_keys"]):
+        raise ModelError(f"model {name}: {len(missing)} weights are missing, e.g. {missing[0]}")
+    return model.eval()
+
+
+def _load_tokenizer(name: str, location: str, options: dict[str, Any]) -> Any:
+    try:
+        return transformers.AutoTokenizer.from_pretrained(location, **options)
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise ModelError(f"model {name}: its tokenizer cannot be loaded: {_first_line(error)}") from None
+
+
+def _vocab_size(model: Any) -> int:
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    return int(weight.shape[0]) if weight is not None else int(model.config.get_text_config().vocab_size)
+
+
+def _max_length(config: Any, tokenizer: Any) -> int | None:
+    text_config = config.get_text_config()
+    lengths = (getattr(text_config, name, None) for name in _LENGTH_NAMES)
+    length = next((int(value) for value in lengths if isinstance(value, int) and value > 0), None)
+    if length is None and tokenizer.model_max_length < 10**9:  # transformers writes 10**30 for "unknown"
+        length = int(tokenizer.model_max_length)
+    return length
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars and warnings of transformers while loading; what matters is checked and said by us."""
+    logging: Any = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
