@@ -1,4 +1,4 @@
-//! The second promise: lse inside design.md's bound on random, constant and adversarial rows of all dtypes, against the
+//! The second promise: lse inside the bound of docs/numerics.md on random, constant and adversarial rows of all dtypes, against the
 //! reference in float64; and the properties that exact arithmetic has.
 
 mod support;

@@ -163,7 +163,7 @@ def lse_bound(vocab: int, value: float, dtype: np.dtype[Any]) -> float:
 
     16- and 32-bit logits compute in float32 lanes: the argument d_i is rounded (u * d_i), exp adds 2u, and
     sum p_i d_i <= ln V, so ln s is off by at most (2 + ln V) u; then half a float32 ulp of the value.
-    float64: the same with u = 2^-53 gives 1.8e-15 at V = 262,144, and edge-cases.md section 4 grants 4e-15
+    float64: the same with u = 2^-53 gives 1.8e-15 at V = 262,144, and docs/numerics.md grants 4e-15
     with the pairwise sum; 1e-15 more for this module's own exp and log, one float64 ulp to add the maximum.
     """
     if dtype == np.float64:

@@ -1,0 +1,26 @@
+"""The README's Python and every docstring example run as they stand."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_readme_examples() -> None:
+    """What the README shows is what a reader gets."""
+    failed, tried = doctest.testfile(str(README), module_relative=False)
+    assert tried >= 5
+    assert failed == 0
+
+
+@pytest.mark.parametrize("name", ["xentrs.functional", "xentrs.metrics"])
+def test_docstring_examples(name: str) -> None:
+    """Each public function and class shows one example."""
+    failed, tried = doctest.testmod(importlib.import_module(name))
+    assert tried >= 3
+    assert failed == 0
