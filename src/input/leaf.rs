@@ -19,21 +19,21 @@ pub(crate) struct Leaf<'a, E> {
     full_blocks: usize,
     tail: Lent<'a, E>,
     columns: usize,
-    prefetches: bool,
+    distance_to_next: usize,
 }
 
 impl<'a, E: Element> Leaf<'a, E> {
     /// Consecutive columns at `byte_offset`; those past the last full block stand in `tail`.
     pub(super) fn new(memory: Lent<'a, E>, byte_offset: usize, columns: usize, tail: &'a [E]) -> Self {
         let (full_blocks, tail) = (columns / BLOCK, Lent::from_slice(tail));
-        Self { memory, byte_offset, full_blocks, tail, columns, prefetches: true }
+        Self { memory, byte_offset, full_blocks, tail, columns, distance_to_next: LEAF }
     }
 
     /// The first `columns` of a padded buffer of whole blocks.
     pub(crate) fn from_padded(buffer: &'a [E], columns: usize) -> Self {
         let memory = Lent::from_slice(buffer);
         let full_blocks = columns.div_ceil(BLOCK);
-        Self { memory, byte_offset: 0, full_blocks, tail: memory, columns, prefetches: false }
+        Self { memory, byte_offset: 0, full_blocks, tail: memory, columns, distance_to_next: 0 }
     }
 
     /// Columns of the row in this leaf.
@@ -51,9 +51,10 @@ impl<'a, E: Element> Leaf<'a, E> {
         self.columns.div_ceil(BLOCK)
     }
 
-    /// Whether the memory behind this leaf is likely to be read next.
-    pub(crate) fn prefetches(&self) -> bool {
-        self.prefetches
+    /// Elements from a column of this leaf to one that is likely to be read next: the next leaf, or the column itself.
+    #[inline(always)]
+    pub(crate) fn distance_to_next(&self) -> usize {
+        self.distance_to_next
     }
 
     /// The logit of one column.

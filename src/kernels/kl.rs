@@ -1,7 +1,7 @@
 //! The KL kernel: the sums of one leaf of two rows, each read once. The formulas stand in `state/kl.rs`.
 
 use super::row_stats::BlockMaxima;
-use crate::input::{LEAF, Leaf, LeafScratch, RowView};
+use crate::input::{Leaf, LeafScratch, RowView};
 use crate::simd::lent::BLOCK_VECTORS;
 use crate::simd::math::{excess, exp_or_zero};
 use crate::simd::{Element, Float, Job, Lanes, Simd, max_lane, sum_lanes};
@@ -107,10 +107,8 @@ fn add_block<S: Simd, E: Element>(
     let minus_infinity = E::splat(simd, E::Compute::NEG_INFINITY);
     let (mut p_mass, mut q_mass, mut surplus, mut cross, mut excess_sum) = (zero, zero, zero, zero, zero);
     for vector in 0..BLOCK_VECTORS {
-        if p.prefetches() {
-            p_block.prefetch(simd, vector, LEAF);
-            q_block.prefetch(simd, vector, LEAF);
-        }
+        p_block.prefetch(simd, vector, p.distance_to_next());
+        q_block.prefetch(simd, vector, q.distance_to_next());
         let (p_logits, q_logits) = (p_block.load(simd, vector), q_block.load(simd, vector));
         totals.ordered &= p_logits.mask_equal(p_logits) & q_logits.mask_equal(q_logits);
         let p_d = p_logits.sub(scale.p_reference).mul(scale.inverse_temperature);

@@ -4,7 +4,7 @@
 //! cache, every column adds e^d, d e^d, d^2 e^d and e^2d to float32 lanes, which fold into float64 after each block;
 //! meanwhile the next leaf is fetched. Blocks that hold the largest logit take a variant that counts it apart.
 
-use crate::input::{LEAF, LEAF_BLOCKS, Leaf};
+use crate::input::{LEAF_BLOCKS, Leaf};
 use crate::simd::lent::{BLOCK, BLOCK_VECTORS, Block};
 use crate::simd::math::exp_or_zero;
 use crate::simd::{Element, Float, LANES, Lanes, Simd, max_lane, sum_lanes};
@@ -71,9 +71,27 @@ struct Scale<S: Simd, E: Element> {
     inverse_temperature: E::Lanes<S>,
 }
 
-/// The sums of one leaf. Without `MOMENTS` only `rest`, which has the same bits.
+/// The sums of one leaf; `rest` alone unless `moments`.
 #[inline(always)]
-pub(crate) fn leaf_sums<S: Simd, E: Element, const MOMENTS: bool>(
+pub(crate) fn leaf_sums<S: Simd, E: Element>(
+    simd: S,
+    leaf: &Leaf<'_, E>,
+    maxima: &BlockMaxima<S, E>,
+    inverse_temperature: E::Compute,
+    moments: bool,
+) -> LeafSums {
+    let is_scaled = inverse_temperature != E::Compute::ONE;
+    match (moments, is_scaled) {
+        (false, false) => sum_leaf::<S, E, false, false>(simd, leaf, maxima, inverse_temperature),
+        (false, true) => sum_leaf::<S, E, false, true>(simd, leaf, maxima, inverse_temperature),
+        (true, false) => sum_leaf::<S, E, true, false>(simd, leaf, maxima, inverse_temperature),
+        (true, true) => sum_leaf::<S, E, true, true>(simd, leaf, maxima, inverse_temperature),
+    }
+}
+
+/// Without `MOMENTS` only `rest`, without `SCALED` no multiplication by 1: the same bits, sooner.
+#[inline(always)]
+fn sum_leaf<S: Simd, E: Element, const MOMENTS: bool, const SCALED: bool>(
     simd: S,
     leaf: &Leaf<'_, E>,
     maxima: &BlockMaxima<S, E>,
@@ -90,9 +108,9 @@ pub(crate) fn leaf_sums<S: Simd, E: Element, const MOMENTS: bool>(
     let mut totals = Totals { rest: zero, drop: zero, bend: zero, squares: zero, max_count: 0 };
     for index in 0..maxima.count {
         if maxima.reaches(index, scale.max) {
-            add_block::<S, E, MOMENTS, true>(simd, leaf, index, &scale, &mut totals);
+            add_block::<S, E, MOMENTS, SCALED, true>(simd, leaf, index, &scale, &mut totals);
         } else {
-            add_block::<S, E, MOMENTS, false>(simd, leaf, index, &scale, &mut totals);
+            add_block::<S, E, MOMENTS, SCALED, false>(simd, leaf, index, &scale, &mut totals);
         }
     }
     let rest = sum_lanes(totals.rest);
@@ -115,7 +133,7 @@ pub(crate) fn leaf_sums<S: Simd, E: Element, const MOMENTS: bool>(
 }
 
 #[inline(always)]
-fn add_block<S: Simd, E: Element, const MOMENTS: bool, const HOLDS_MAX: bool>(
+fn add_block<S: Simd, E: Element, const MOMENTS: bool, const SCALED: bool, const HOLDS_MAX: bool>(
     simd: S,
     leaf: &Leaf<'_, E>,
     index: usize,
@@ -127,22 +145,23 @@ fn add_block<S: Simd, E: Element, const MOMENTS: bool, const HOLDS_MAX: bool>(
     // Two chains for the sum that lse depends on: eight additions each, where equal terms would round alike.
     let mut rest = [zero; 2];
     let (mut drop, mut bend, mut squares) = (zero, zero, zero);
-    for vector in 0..BLOCK_VECTORS {
-        if leaf.prefetches() {
-            block.prefetch(simd, vector, LEAF);
-        }
-        let logits = block.load(simd, vector);
-        let (d, mut weight) = weigh(logits, scale);
-        if HOLDS_MAX {
-            totals.max_count += logits.mask_equal(scale.max).count_ones();
-            weight = logits.select_equal(scale.max, zero, weight);
-        }
-        rest[vector % 2] = rest[vector % 2].add(weight);
-        if MOMENTS {
-            let weighted = weight.mul(d);
-            drop = drop.add(weighted);
-            bend = weighted.mul_add(d, bend);
-            squares = weight.mul_add(weight, squares);
+    for pair in 0..BLOCK_VECTORS / 2 {
+        for (chain, rest) in rest.iter_mut().enumerate() {
+            let vector = 2 * pair + chain;
+            block.prefetch(simd, vector, leaf.distance_to_next());
+            let logits = block.load(simd, vector);
+            let (d, mut weight) = weigh::<S, E, SCALED>(logits, scale);
+            if HOLDS_MAX {
+                totals.max_count += logits.mask_equal(scale.max).count_ones();
+                weight = logits.select_equal(scale.max, zero, weight);
+            }
+            *rest = rest.add(weight);
+            if MOMENTS {
+                let weighted = weight.mul(d);
+                drop = drop.add(weighted);
+                bend = weighted.mul_add(d, bend);
+                squares = weight.mul_add(weight, squares);
+            }
         }
     }
     totals.rest = totals.rest.add(E::total(simd, rest[0].add(rest[1])));
@@ -153,12 +172,16 @@ fn add_block<S: Simd, E: Element, const MOMENTS: bool, const HOLDS_MAX: bool>(
     }
 }
 
-/// d, the scaled logit less the reference, kept finite, and e^d.
+/// d, the scaled logit less the reference, and e^d; both 0 where e^d is.
 #[inline(always)]
-fn weigh<S: Simd, E: Element>(logits: E::Lanes<S>, scale: &Scale<S, E>) -> (E::Lanes<S>, E::Lanes<S>) {
-    let d = logits.sub(scale.reference).mul(scale.inverse_temperature);
+fn weigh<S: Simd, E: Element, const SCALED: bool>(
+    logits: E::Lanes<S>,
+    scale: &Scale<S, E>,
+) -> (E::Lanes<S>, E::Lanes<S>) {
+    let distance = logits.sub(scale.reference);
+    let d = if SCALED { distance.mul(scale.inverse_temperature) } else { distance };
     let lowest = d.fill(E::Compute::LOWEST_EXPONENT);
-    (lowest.max(d), exp_or_zero(d))
+    (d.select_less(lowest, d.fill(E::Compute::ZERO), d), exp_or_zero(d))
 }
 
 /// Sum of (d - mean d)^2 e^d: from the sum of squares, or, where the difference would cancel, from the leaf again.
@@ -179,7 +202,7 @@ fn spread<S: Simd, E: Element>(simd: S, leaf: &Leaf<'_, E>, scale: &Scale<S, E>,
         let block = leaf.block(index);
         let (mut block_first, mut block_second) = (zero, zero);
         for vector in 0..BLOCK_VECTORS {
-            let (d, weight) = weigh::<S, E>(block.load(simd, vector), scale);
+            let (d, weight) = weigh::<S, E, true>(block.load(simd, vector), scale);
             let distance = d.sub(mean);
             let weighted = weight.mul(distance);
             block_first = block_first.add(weighted);

@@ -82,12 +82,7 @@ fn scan_leaf<S: Simd, E: Element>(
 ) -> f64 {
     let maxima = BlockMaxima::of(simd, leaf);
     let inverse_temperature = E::Compute::from_f64(scan.inverse_temperature);
-    let sums = if scan.all {
-        leaf_sums::<S, E, true>(simd, leaf, &maxima, inverse_temperature)
-    } else {
-        leaf_sums::<S, E, false>(simd, leaf, &maxima, inverse_temperature)
-    };
-    partial.leaves.push(sums);
+    partial.leaves.push(leaf_sums(simd, leaf, &maxima, inverse_temperature, scan.all));
     if scan.all {
         if let Some(target_logit) = target_logit {
             let (above, equal) = count_from_target(simd, leaf, &maxima, target_logit);

@@ -84,7 +84,7 @@ def _score_batch(batch: Batch, runner: Runner, settings: Settings, columns: dict
         columns["rank"][index] = stats.rank
         columns["ties"][index] = stats.ties
         columns["top1_id"][index] = stats.argmax
-        columns["top1_log_prob"][index] = np.asarray(stats.max_logit) - np.asarray(stats.lse)
+        columns["top1_log_prob"][index] = stats.max_log_prob
         columns["flags"][index] = stats.flags
 
 
