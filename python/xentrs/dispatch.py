@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Any, Protocol, cast
 
 from numpy.typing import NDArray
 
-from xentrs.adapters import numpy as numpy_adapter
 from xentrs.adapters.numpy import Lent
 
 
 class Adapter(Protocol):
     """What an adapter module offers."""
+
+    __name__: str
 
     def lend(self, values: Any, name: str) -> Lent:
         """Returns the array's own memory."""
@@ -27,8 +29,9 @@ class Adapter(Protocol):
 def adapter_of(values: Any) -> Adapter:
     """Returns the adapter for an array. torch is looked for only where the caller has imported it."""
     torch = sys.modules.get("torch")
-    if torch is not None and isinstance(values, torch.Tensor):
-        from xentrs.adapters import torch as torch_adapter
+    return adapter_named("torch" if torch is not None and isinstance(values, torch.Tensor) else "numpy")
 
-        return cast(Adapter, torch_adapter)
-    return cast(Adapter, numpy_adapter)
+
+def adapter_named(name: str) -> Adapter:
+    """Returns the adapter of that name; a state that is unpickled remembers its own."""
+    return cast(Adapter, importlib.import_module(f"xentrs.adapters.{name}"))

@@ -9,7 +9,7 @@ import numpy as np
 
 from xentrs import _xentrs
 from xentrs.adapters.numpy import promote
-from xentrs.dispatch import Adapter, adapter_of
+from xentrs.dispatch import Adapter, adapter_named, adapter_of
 from xentrs.errors import DTypeError, ParamError, ShapeError
 from xentrs.functional import _align, _count, _index
 from xentrs.results import PerplexityResult, RowStats, wrap_row_stats
@@ -206,20 +206,16 @@ class RowStatsState:
         saved = None if self._state is None else (self._state.to_bytes(), self._state.is_double)
         return {name: value for name, value in vars(self).items() if name not in ("_state", "_adapter")} | {
             "saved": saved,
-            "is_torch": self._adapter.__name__.endswith("torch"),  # type: ignore[attr-defined]
+            "adapter": self._adapter.__name__.rpartition(".")[2],
         }
 
     def __setstate__(self, values: dict[str, Any]) -> None:
         """Restores what `__getstate__` kept."""
-        saved, is_torch = values.pop("saved"), values.pop("is_torch")
+        values = dict(values)
+        saved, adapter = values.pop("saved"), values.pop("adapter")
         vars(self).update(values)
         self._state = None if saved is None else _xentrs.RowStatsState.from_bytes(*saved)
-        if is_torch:
-            import torch
-
-            self._adapter = adapter_of(torch.empty(0))
-        else:
-            self._adapter = adapter_of(None)
+        self._adapter = adapter_named(adapter)
 
 
 def _distinct(mine: _Metric, other: _Metric) -> _Metric:
