@@ -15,6 +15,8 @@ PRELUDE = """
 import os, signal, sys, threading, time
 import numpy as np
 import xentrs as xe
+# A shell starts background jobs with SIGINT ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 logits = np.random.default_rng(0).normal(0, 3, (64, 5000)).astype(np.float32)
 targets = np.arange(64)
 def score():

@@ -285,12 +285,14 @@ def test_bar_and_table_on_a_terminal(tiny_model: Path, text_file: Path) -> None:
 
 # One process pays for importing torch; each run is a fork of it that has computed nothing yet.
 INTERRUPTED_RUNS = """
-import json, os, sys
+import json, os, signal, sys
 import torch, transformers
 import xentrs.corpus
 from xentrs.cli import main
 from xentrs.report.progress import Progress
 
+# A shell starts background jobs with SIGINT ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 real_resolve, real_finished = xentrs.corpus.resolve_settings, Progress.part_finished
 arguments, whole, cut = sys.argv[1:-2], *sys.argv[-2:]
 xentrs.corpus.resolve_settings = lambda runner, **options: real_resolve(runner, part_tokens=60, **options)
