@@ -13,7 +13,6 @@ __all__ = [
     "available_isas",
     "isa",
     "kl_divergence",
-    "likelihoods",
     "num_threads",
     "panic_for_tests",
     "read_probe",
@@ -29,22 +28,13 @@ def row_stats(
     element: str,
     targets: _Ids | None,
     *,
+    all: bool,
     ignore_index: int,
     temperature: float,
     softcap: float | None,
     top_k: int,
     vocab_size: int | None,
     strict: bool,
-    num_threads: int | None,
-) -> dict[str, Any]: ...
-def likelihoods(
-    logits: NDArray[Any],
-    element: str,
-    targets: _Ids | None,
-    *,
-    ignore_index: int,
-    temperature: float,
-    softcap: float | None,
     num_threads: int | None,
 ) -> dict[str, Any]: ...
 def kl_divergence(

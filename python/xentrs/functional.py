@@ -58,23 +58,20 @@ def row_stats(
         >>> round(float(stats.nll[0]), 6), int(stats.rank[0])
         (0.407606, 1)
     """
-    adapter = adapter_of(logits)
-    array, element = adapter.lend(logits, "logits")
-    ids = None if targets is None else adapter_of(targets).copy_targets(targets)
-    array, ids = _align(array, ids, shift)
-    columns = _xentrs.row_stats(
-        array,
-        element,
-        ids,
-        ignore_index=_index(ignore_index),
+    adapter, columns, shape = _scan(
+        logits,
+        targets,
+        shift,
+        num_threads,
+        all=True,
+        ignore_index=ignore_index,
         temperature=temperature,
         softcap=softcap,
-        top_k=_count(top_k, "top_k"),
-        vocab_size=None if vocab_size is None else _count(vocab_size, "vocab_size"),
+        top_k=top_k,
+        vocab_size=vocab_size,
         strict=strict,
-        num_threads=num_threads,
     )
-    return wrap_row_stats(columns, array.shape[:-1], top_k, adapter)
+    return wrap_row_stats(columns, shape, top_k, adapter)
 
 
 def logsumexp(
@@ -94,18 +91,8 @@ def logsumexp(
         >>> float(xentrs.logsumexp(np.zeros(8, dtype=np.float32)))  # ln 8
         2.0794415416798357
     """
-    adapter = adapter_of(logits)
-    array, element = adapter.lend(logits, "logits")
-    columns = _xentrs.likelihoods(
-        array,
-        element,
-        None,
-        ignore_index=-100,
-        temperature=temperature,
-        softcap=softcap,
-        num_threads=num_threads,
-    )
-    return adapter.wrap(columns["lse"].reshape(array.shape[:-1]))
+    adapter, columns, shape = _scan(logits, None, 0, num_threads, temperature=temperature, softcap=softcap)
+    return adapter.wrap(columns["lse"].reshape(shape))
 
 
 def entropy(
@@ -163,7 +150,9 @@ def cross_entropy(
     """
     if reduction not in ("none", "sum", "mean"):
         raise ParamError(f"reduction = {reduction!r}, expected 'none', 'sum' or 'mean'")
-    adapter, columns, shape = _likelihoods(logits, targets, shift, ignore_index, temperature, softcap, num_threads)
+    adapter, columns, shape = _scan_targets(
+        logits, targets, shift, num_threads, ignore_index=ignore_index, temperature=temperature, softcap=softcap
+    )
     if reduction == "none":
         return adapter.wrap(columns["nll"].reshape(shape))
     totals = total(columns["nll"], columns["token_count"])
@@ -188,7 +177,9 @@ def perplexity(
         >>> round(xentrs.perplexity(np.zeros((3, 7), dtype=np.float32), np.array([0, 3, 6])), 6)
         7.0
     """
-    _, columns, _ = _likelihoods(logits, targets, shift, ignore_index, temperature, softcap, num_threads)
+    _, columns, _ = _scan_targets(
+        logits, targets, shift, num_threads, ignore_index=ignore_index, temperature=temperature, softcap=softcap
+    )
     return total(columns["nll"], columns["token_count"]).perplexity
 
 
@@ -240,28 +231,48 @@ def kl_divergence(
     return (result, adapter.wrap(flags.reshape(shape))) if return_flags else result
 
 
-def _likelihoods(
+def _scan(
     logits: Any,
     targets: Any,
     shift: int,
-    ignore_index: int,
-    temperature: float,
-    softcap: float | None,
     num_threads: int | None,
+    *,
+    all: bool = False,
+    ignore_index: int = -100,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    top_k: int = 0,
+    vocab_size: int | None = None,
+    strict: bool = False,
 ) -> tuple[Adapter, dict[str, Any], tuple[int, ...]]:
+    """Runs the extension: the caller's adapter, the flat columns and the shape of the rows."""
     adapter = adapter_of(logits)
     array, element = adapter.lend(logits, "logits")
-    array, ids = _align(array, adapter_of(targets).copy_targets(targets), shift)
-    columns = _xentrs.likelihoods(
+    ids = None if targets is None else adapter_of(targets).copy_targets(targets)
+    array, ids = _align(array, ids, shift)
+    columns = _xentrs.row_stats(
         array,
         element,
         ids,
+        all=all,
         ignore_index=_index(ignore_index),
         temperature=temperature,
         softcap=softcap,
+        top_k=_count(top_k, "top_k"),
+        vocab_size=None if vocab_size is None else _count(vocab_size, "vocab_size"),
+        strict=strict,
         num_threads=num_threads,
     )
     return adapter, columns, array.shape[:-1]
+
+
+def _scan_targets(
+    logits: Any, targets: Any, shift: int, num_threads: int | None, **settings: Any
+) -> tuple[Adapter, dict[str, Any], tuple[int, ...]]:
+    """Runs the extension where there is nothing to compute without targets."""
+    if targets is None:
+        raise DTypeError("targets is None, expected class ids")
+    return _scan(logits, targets, shift, num_threads, **settings)
 
 
 def _align(array: Any, ids: Any, shift: int) -> tuple[Any, Any]:

@@ -41,14 +41,16 @@ pub(super) fn execution(py: Python<'_>, num_threads: Option<i64>) -> PyResult<Ex
     })
 }
 
+/// All statistics, or with `all=False` lse, nll and flags.
 #[pyfunction]
-#[pyo3(signature = (logits, element, targets, *, ignore_index, temperature, softcap, top_k, vocab_size, strict, num_threads))]
+#[pyo3(signature = (logits, element, targets, *, all, ignore_index, temperature, softcap, top_k, vocab_size, strict, num_threads))]
 #[expect(clippy::too_many_arguments, reason = "the settings of xentrs.row_stats")]
 pub(super) fn row_stats<'py>(
     py: Python<'py>,
     logits: &Bound<'py, PyUntypedArray>,
     element: &str,
     targets: Option<TargetIds<'py>>,
+    all: bool,
     ignore_index: i64,
     temperature: f64,
     softcap: Option<f64>,
@@ -66,30 +68,7 @@ pub(super) fn row_stats<'py>(
         });
         let view = narrowed.map_err(|error| errors::exception(py, &error))?;
         let targets = targets.map(|ids| ids.checked(py, view.vocab(), ignore_index)).transpose()?;
-        detached(py, |interrupt| ops::row_stats_with(&view, targets.as_ref(), &options, interrupt))
-    })?;
-    wrap(py, columns)
-}
-
-#[pyfunction]
-#[pyo3(signature = (logits, element, targets, *, ignore_index, temperature, softcap, num_threads))]
-#[expect(clippy::too_many_arguments, reason = "the settings of xentrs.cross_entropy")]
-pub(super) fn likelihoods<'py>(
-    py: Python<'py>,
-    logits: &Bound<'py, PyUntypedArray>,
-    element: &str,
-    targets: Option<TargetIds<'py>>,
-    ignore_index: i64,
-    temperature: f64,
-    softcap: Option<f64>,
-    num_threads: Option<i64>,
-) -> PyResult<Bound<'py, PyDict>> {
-    let options = Options { temperature, softcap, execution: execution(py, num_threads)?, ..Options::default() };
-    let logits = LentLogits::borrow(logits, element)?;
-    let columns = with_logits!(&logits, |view| {
-        let view = view.map_err(|error| errors::exception(py, &error))?;
-        let targets = targets.map(|ids| ids.checked(py, view.vocab(), ignore_index)).transpose()?;
-        detached(py, |interrupt| ops::likelihoods_with(&view, targets.as_ref(), &options, interrupt))
+        detached(py, |interrupt| ops::scan(&view, targets.as_ref(), &options, all, interrupt))
     })?;
     wrap(py, columns)
 }

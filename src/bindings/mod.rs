@@ -12,9 +12,7 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _xentrs {
     #[pymodule_export]
-    use super::functions::{
-        available_isas, isa, kl_divergence, likelihoods, num_threads, panic_for_tests, read_probe, row_stats,
-    };
+    use super::functions::{available_isas, isa, kl_divergence, num_threads, panic_for_tests, read_probe, row_stats};
     #[pymodule_export]
     use super::states::{Perplexity, RowStatsState};
     use super::*;

@@ -5,7 +5,7 @@ use super::call::detached;
 use super::errors;
 use super::functions::{TargetIds, execution, wrap};
 use crate::error::Error;
-use crate::ops::{Options, likelihoods_with};
+use crate::ops::{self, Options};
 use crate::state;
 use numpy::{PyReadonlyArray1, PyUntypedArray};
 use pyo3::prelude::*;
@@ -178,7 +178,7 @@ impl Perplexity {
         let columns = with_logits!(&logits, |view| {
             let view = view.map_err(|error| errors::exception(py, &error))?;
             let targets = targets.checked(py, view.vocab(), ignore_index)?;
-            detached(py, |interrupt| likelihoods_with(&view, Some(&targets), &options, interrupt))
+            detached(py, |interrupt| ops::scan(&view, Some(&targets), &options, false, interrupt))
         })?;
         detached(py, |_| {
             lock(&self.0).update(&columns);

@@ -7,9 +7,9 @@ mod rows;
 #[cfg(feature = "python")]
 pub(crate) use kl::kl_divergence_with;
 pub use kl::{KlColumns, kl_divergence};
-pub use rows::{cross_entropy, entropy, logsumexp, perplexity, read_probe, row_stats};
 #[cfg(feature = "python")]
-pub(crate) use rows::{likelihoods_with, row_stats_with};
+pub(crate) use rows::scan;
+pub use rows::{cross_entropy, entropy, logsumexp, perplexity, read_probe, row_stats};
 
 use crate::error::Error;
 use crate::plan::Execution;

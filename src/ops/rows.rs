@@ -25,26 +25,16 @@ pub fn row_stats<E: Element>(
     targets: Option<&Targets>,
     options: &Options,
 ) -> Result<RowColumns, Error> {
-    row_stats_with(logits, targets, options, &never)
-}
-
-pub(crate) fn row_stats_with<E: Element>(
-    logits: &LogitsView<'_, E>,
-    targets: Option<&Targets>,
-    options: &Options,
-    interrupt: Interrupt<'_>,
-) -> Result<RowColumns, Error> {
-    scan(logits, targets, options, true, interrupt)
+    scan(logits, targets, options, true, &never)
 }
 
 /// Only lse, nll and flags.
-pub(crate) fn likelihoods_with<E: Element>(
+fn likelihoods<E: Element>(
     logits: &LogitsView<'_, E>,
     targets: Option<&Targets>,
     options: &Options,
-    interrupt: Interrupt<'_>,
 ) -> Result<RowColumns, Error> {
-    scan(logits, targets, options, false, interrupt)
+    scan(logits, targets, options, false, &never)
 }
 
 /// Log-sum-exp of each row.
@@ -52,7 +42,7 @@ pub(crate) fn likelihoods_with<E: Element>(
 /// # Errors
 /// As [`row_stats`].
 pub fn logsumexp<E: Element>(logits: &LogitsView<'_, E>, options: &Options) -> Result<Vec<f64>, Error> {
-    Ok(likelihoods_with(logits, None, options, &never)?.lse)
+    Ok(likelihoods(logits, None, options)?.lse)
 }
 
 /// Entropy of the softmax of each row, in nats.
@@ -75,7 +65,7 @@ pub fn cross_entropy<E: Element>(
     targets: &Targets,
     options: &Options,
 ) -> Result<Vec<f64>, Error> {
-    Ok(likelihoods_with(logits, Some(targets), options, &never)?.nll)
+    Ok(likelihoods(logits, Some(targets), options)?.nll)
 }
 
 /// e to the mean negative log-likelihood over the counted rows.
@@ -83,7 +73,7 @@ pub fn cross_entropy<E: Element>(
 /// # Errors
 /// As [`row_stats`].
 pub fn perplexity<E: Element>(logits: &LogitsView<'_, E>, targets: &Targets, options: &Options) -> Result<f64, Error> {
-    let columns = likelihoods_with(logits, Some(targets), options, &never)?;
+    let columns = likelihoods(logits, Some(targets), options)?;
     let mut totals = crate::state::Perplexity::default();
     totals.update(&columns);
     Ok(totals.compute().perplexity)
@@ -105,7 +95,8 @@ pub fn read_probe<E: Element>(logits: &LogitsView<'_, E>, execution: &Execution)
     Ok(largest.into_iter().fold(f64::NEG_INFINITY, f64::max))
 }
 
-fn scan<E: Element>(
+/// All statistics, or without `all` only lse, nll and flags.
+pub(crate) fn scan<E: Element>(
     logits: &LogitsView<'_, E>,
     targets: Option<&Targets>,
     options: &Options,
