@@ -63,9 +63,11 @@ impl Random {
 }
 
 /// The bound on lse of docs/numerics.md: `(2 + ln V) u`, and half an ulp of the value in the compute type. In float64 the
-/// totals are no wider than the lanes, so their own additions count: `log2 V` more.
+/// totals are no wider than the lanes, so their own additions count: `log2 V` more; and the reference, which is rounded to
+/// float64 too, is off by another half ulp.
 pub fn lse_bound<E: Element>(vocab: usize, lse: f64) -> f64 {
     let (unit, vocab) = (E::Compute::UNIT_ROUNDOFF, vocab as f64);
-    let additions = if unit < 1e-10 { vocab.log2() } else { 0.0 };
-    unit * (2.0 + vocab.ln() + additions) + unit * lse.abs()
+    let is_double = unit < 1e-10;
+    let (additions, roundings) = if is_double { (vocab.log2(), 2.0) } else { (0.0, 1.0) };
+    unit * (2.0 + vocab.ln() + additions) + roundings * unit * lse.abs()
 }
