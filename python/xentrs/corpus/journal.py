@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from xentrs.corpus.documents import Cursor
-from xentrs.corpus.durable import append_line, remove_temporaries, sha256_hex, write_atomic
 from xentrs.corpus.json_text import dump_line, dump_page
 from xentrs.corpus.parts import Part, Position
+from xentrs.durable import append_line, remove_temporaries, sha256_hex, write_atomic
 from xentrs.errors import ManifestMismatch
 
 try:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from xentrs.durable import sync
 from xentrs.models.catalog import DEFAULT_MODEL, IMPORT_FILE, INSTALL_COMMAND, imported_folder
 from xentrs.models.runner import ModelError
 
@@ -68,7 +68,7 @@ def import_smollm2() -> tuple[Path, bool]:
         if folder.exists():  # left by something else than an import: it has no import file
             raise ModelError(f"{folder} exists but is not an import; move it away")
         scratch.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     except OSError as error:
         if (folder / IMPORT_FILE).is_file():  # another process was first
             return folder, False
@@ -98,15 +98,5 @@ def _write_import_file(folder: Path) -> None:
 
 def _sync_folder(folder: Path) -> None:
     for path in folder.iterdir():
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
+    sync(folder)

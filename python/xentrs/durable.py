@@ -28,7 +28,7 @@ def write_atomic(folder: Path, name: str, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(folder)
+    sync(folder)
 
 
 def append_line(path: Path, line: bytes) -> None:
@@ -39,11 +39,11 @@ def append_line(path: Path, line: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable."""
+def sync(path: Path) -> None:
+    """Make the content of a file, or the renames in a folder, durable."""
     if os.name == "nt":  # folders cannot be opened there
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
