@@ -4,7 +4,7 @@ use super::row_stats::BlockMaxima;
 use crate::input::{Leaf, LeafScratch, RowView};
 use crate::simd::lent::BLOCK_VECTORS;
 use crate::simd::math::{excess, exp_or_zero};
-use crate::simd::{Element, Float, Job, Lanes, Simd, max_lane, sum_lanes};
+use crate::simd::{Element, Float, Job, Lanes, Simd};
 use crate::state::kl::KlLeaf;
 use std::ops::Range;
 
@@ -78,12 +78,12 @@ fn kl_leaf<S: Simd, E: Element>(simd: S, p: &Leaf<'_, E>, q: &Leaf<'_, E>, inver
         p_max: p_max.into(),
         q_max: q_max.into(),
         has_nan: totals.ordered != u16::MAX,
-        unsupported: max_lane(totals.unsupported).into(),
-        p_mass: sum_lanes(totals.p_mass),
-        q_mass: sum_lanes(totals.q_mass),
-        surplus: sum_lanes(totals.surplus),
-        cross: sum_lanes(totals.cross),
-        excess: sum_lanes(totals.excess),
+        unsupported: totals.unsupported.max_lane().into(),
+        p_mass: totals.p_mass.sum_lanes(),
+        q_mass: totals.q_mass.sum_lanes(),
+        surplus: totals.surplus.sum_lanes(),
+        cross: totals.cross.sum_lanes(),
+        excess: totals.excess.sum_lanes(),
     }
 }
 

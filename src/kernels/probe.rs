@@ -2,7 +2,7 @@
 
 use crate::input::{LEAF_BLOCKS, LeafScratch, RowView};
 use crate::simd::lent::BLOCK_VECTORS;
-use crate::simd::{Element, Float, Job, Lanes, Simd, max_lane};
+use crate::simd::{Element, Float, Job, Lanes, Simd};
 
 /// Loads every column of one row into eight accumulators.
 pub(crate) struct ReadRow<'j, 'a, E: Element> {
@@ -25,6 +25,6 @@ impl<E: Element> Job for ReadRow<'_, '_, E> {
                 }
             }
         }
-        accumulators.into_iter().map(|lanes| max_lane(lanes).into()).fold(f64::NEG_INFINITY, f64::max)
+        accumulators.into_iter().map(|lanes| lanes.max_lane().into()).fold(f64::NEG_INFINITY, f64::max)
     }
 }

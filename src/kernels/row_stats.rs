@@ -7,7 +7,7 @@
 use crate::input::{LEAF_BLOCKS, Leaf};
 use crate::simd::lent::{BLOCK, BLOCK_VECTORS, Block};
 use crate::simd::math::exp_or_zero;
-use crate::simd::{Element, Float, LANES, Lanes, Simd, max_lane, sum_lanes};
+use crate::simd::{Element, Float, LANES, Lanes, Simd};
 use crate::state::leaf::{LeafSums, Peak};
 use crate::state::top::TopColumns;
 
@@ -29,7 +29,7 @@ impl<S: Simd, E: Element> BlockMaxima<S, E> {
             maxima.blocks[index] = block_max(simd, leaf.block(index), lowest);
             all = maxima.blocks[index].max(all);
         }
-        maxima.max = max_lane(all);
+        maxima.max = all.max_lane();
         maxima
     }
 
@@ -113,7 +113,7 @@ fn sum_leaf<S: Simd, E: Element, const MOMENTS: bool, const SCALED: bool>(
             add_block::<S, E, MOMENTS, SCALED, false>(simd, leaf, index, &scale, &mut totals);
         }
     }
-    let rest = sum_lanes(totals.rest);
+    let rest = totals.rest.sum_lanes();
     let max: f64 = maxima.max.into();
     let mut sums = LeafSums {
         max,
@@ -125,9 +125,9 @@ fn sum_leaf<S: Simd, E: Element, const MOMENTS: bool, const SCALED: bool>(
         squares: 0.0,
     };
     if MOMENTS {
-        sums.drop = sum_lanes(totals.drop);
-        sums.squares = sum_lanes(totals.squares);
-        sums.spread = spread(simd, leaf, &scale, &sums, sum_lanes(totals.bend));
+        sums.drop = totals.drop.sum_lanes();
+        sums.squares = totals.squares.sum_lanes();
+        sums.spread = spread(simd, leaf, &scale, &sums, totals.bend.sum_lanes());
     }
     sums
 }
@@ -181,7 +181,7 @@ fn weigh<S: Simd, E: Element, const SCALED: bool>(
     let distance = logits.sub(scale.reference);
     let d = if SCALED { distance.mul(scale.inverse_temperature) } else { distance };
     let lowest = d.fill(E::Compute::LOWEST_EXPONENT);
-    (d.select_less(lowest, d.fill(E::Compute::ZERO), d), exp_or_zero(d))
+    (d.zero_if_less(lowest, d), exp_or_zero(d))
 }
 
 /// Sum of (d - mean d)^2 e^d: from the sum of squares, or, where the difference would cancel, from the leaf again.
@@ -211,7 +211,7 @@ fn spread<S: Simd, E: Element>(simd: S, leaf: &Leaf<'_, E>, scale: &Scale<S, E>,
         first = first.add(E::total(simd, block_first));
         second = second.add(E::total(simd, block_second));
     }
-    let (first, second) = (sum_lanes(first), sum_lanes(second));
+    let (first, second) = (first.sum_lanes(), second.sum_lanes());
     (second - first * (first / mass)).max(0.0)
 }
 
@@ -223,19 +223,22 @@ pub(crate) fn count_from_target<S: Simd, E: Element>(
     maxima: &BlockMaxima<S, E>,
     target_logit: E::Compute,
 ) -> (u64, u64) {
-    let target = E::splat(simd, target_logit);
-    let (mut above, mut equal) = (0u32, 0u32);
+    let (target, zero) = (E::splat(simd, target_logit), E::splat(simd, E::Compute::ZERO));
+    // A lane counts no further than the vectors of a leaf: floats hold that exactly.
+    // Two chains each, as every addition waits for the one before.
+    let (mut above, mut equal) = ([zero; 2], [zero; 2]);
     for index in 0..maxima.count {
         if maxima.reaches(index, target) {
             for vector in 0..BLOCK_VECTORS {
-                let logits = leaf.block(index).load(simd, vector);
-                above += logits.mask_greater(target).count_ones();
-                equal += logits.mask_equal(target).count_ones();
+                let (logits, chain) = (leaf.block(index).load(simd, vector), vector % 2);
+                above[chain] = target.count_if_less(logits, above[chain]);
+                equal[chain] = target.count_if_equal(logits, equal[chain]);
             }
         }
     }
+    let count = |chains: [E::Lanes<S>; 2]| E::total(simd, chains[0].add(chains[1])).sum_lanes() as u64;
     let padding = if target_logit == E::Compute::NEG_INFINITY { leaf.padding() as u64 } else { 0 };
-    (above.into(), u64::from(equal) - padding)
+    (count(above), count(equal) - padding)
 }
 
 /// The leaf's largest logit, its first column and the largest of the others. `start` is the leaf's first column.
@@ -267,7 +270,7 @@ pub(crate) fn leaf_peak<S: Simd, E: Element>(
             others = logits.select_equal(max, lowest, logits).max(others);
         }
     }
-    peak.second = if count > 1 { peak.max } else { max_lane(others).into() };
+    peak.second = if count > 1 { peak.max } else { others.max_lane().into() };
     peak
 }
 

@@ -1,6 +1,7 @@
 //! AVX2 with FMA and F16C: sixteen float32 lanes are two registers, sixteen float64 lanes are four.
 
 use super::Simd;
+use super::math::{ONE_BITS, POWER_SHIFT, POWERS};
 use super::vector::{Register, Vector};
 use core::arch::x86_64::*;
 use half::{bf16, f16};
@@ -21,9 +22,8 @@ impl Avx2 {
 }
 
 macro_rules! avx2_register {
-    ($register:ty, $float:ty, $width:literal, $shift:literal, $($name:ident = $intrinsic:ident),+ ;
-     $mul_add:ident, $neg_mul_add:ident, $to_bits:ident, $from_bits:ident, $shift_left:ident, $add_bits:ident,
-     $compare:ident, $blend:ident, $move_mask:ident, $splat:ident, $load:ident, $store:ident) => {
+    ($register:ty, $float:ty, $width:literal, $($name:ident = $intrinsic:ident),+ ;
+     $mul_add:ident, $neg_mul_add:ident, $power:ident, $max_lane:ident, $sum_lanes:ident, $compare:ident, $blend:ident, $and_not:ident, $and:ident, $move_mask:ident, $splat:ident, $load:ident, $store:ident) => {
         // SAFETY: only AVX2 and FMA instructions; callers prove that they run here.
         unsafe impl Register for $register {
             type Scalar = $float;
@@ -62,9 +62,9 @@ macro_rules! avx2_register {
                 unsafe { $neg_mul_add(self, factor, addend) }
             }
             #[inline(always)]
-            unsafe fn add_exponent(self, shifted: Self) -> Self {
+            unsafe fn power(self) -> Self {
                 // SAFETY: the caller proves that AVX2 runs here.
-                unsafe { $from_bits($add_bits($to_bits(self), $shift_left::<$shift>($to_bits(shifted)))) }
+                unsafe { $power(self) }
             }
             #[inline(always)]
             unsafe fn select_less(self, other: Self, when_true: Self, otherwise: Self) -> Self {
@@ -72,9 +72,24 @@ macro_rules! avx2_register {
                 unsafe { $blend(otherwise, when_true, $compare::<_CMP_LT_OQ>(self, other)) }
             }
             #[inline(always)]
+            unsafe fn zero_if_less(self, bound: Self, otherwise: Self) -> Self {
+                // SAFETY: the caller proves that AVX2 runs here.
+                unsafe { $and_not($compare::<_CMP_LT_OQ>(self, bound), otherwise) }
+            }
+            #[inline(always)]
             unsafe fn select_equal(self, other: Self, when_true: Self, otherwise: Self) -> Self {
                 // SAFETY: the caller proves that AVX2 runs here.
                 unsafe { $blend(otherwise, when_true, $compare::<_CMP_EQ_OQ>(self, other)) }
+            }
+            #[inline(always)]
+            unsafe fn count_if_less(self, other: Self, count: Self) -> Self {
+                // SAFETY: the caller proves that AVX2 runs here.
+                unsafe { Register::add(count, $and($compare::<_CMP_LT_OQ>(self, other), $splat(1.0))) }
+            }
+            #[inline(always)]
+            unsafe fn count_if_equal(self, other: Self, count: Self) -> Self {
+                // SAFETY: the caller proves that AVX2 runs here.
+                unsafe { Register::add(count, $and($compare::<_CMP_EQ_OQ>(self, other), $splat(1.0))) }
             }
             #[inline(always)]
             unsafe fn mask_greater(self, other: Self) -> u16 {
@@ -86,20 +101,130 @@ macro_rules! avx2_register {
                 // SAFETY: the caller proves that AVX2 runs here.
                 unsafe { $move_mask($compare::<_CMP_EQ_OQ>(self, other)) as u16 }
             }
+            #[inline(always)]
+            unsafe fn max_lane(self) -> $float {
+                // SAFETY: the caller proves that AVX2 runs here.
+                unsafe { $max_lane(self) }
+            }
+            #[inline(always)]
+            unsafe fn sum_lanes(self) -> $float {
+                // SAFETY: the caller proves that AVX2 runs here.
+                unsafe { $sum_lanes(self) }
+            }
         }
     };
 }
+
+/// See [`Bits::power`](super::math::Bits::power).
+///
+/// # Safety
+/// - AVX2 runs here.
+#[inline(always)]
+unsafe fn power_ps(sum: __m256) -> __m256 {
+    // SAFETY: the caller proves that AVX2 runs here; the table holds twice eight entries.
+    unsafe {
+        let bits = _mm256_castps_si256(sum);
+        let low = _mm256_permutevar8x32_epi32(_mm256_loadu_si256(POWERS.as_ptr().cast()), bits);
+        let high = _mm256_permutevar8x32_epi32(_mm256_loadu_si256(POWERS.as_ptr().add(8).cast()), bits);
+        // The lookups know three bits of the index; the fourth, moved to the sign, chooses between them.
+        let choice = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(bits));
+        let powers = _mm256_blendv_ps(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high), choice);
+        let octaves = _mm256_slli_epi32::<{ POWER_SHIFT as i32 }>(bits);
+        _mm256_castsi256_ps(_mm256_sub_epi32(_mm256_castps_si256(powers), octaves))
+    }
+}
+
+/// See [`Bits::power`](super::math::Bits::power).
+///
+/// # Safety
+/// - AVX2 runs here.
+#[inline(always)]
+unsafe fn power_pd(sum: __m256d) -> __m256d {
+    // SAFETY: the caller proves that AVX2 runs here.
+    unsafe {
+        let octaves = _mm256_slli_epi64::<52>(_mm256_castpd_si256(sum));
+        _mm256_castsi256_pd(_mm256_add_epi64(_mm256_set1_epi64x(ONE_BITS as i64), octaves))
+    }
+}
+
+/// One lane from all, the upper half onto the lower.
+macro_rules! reduction {
+    ($name:ident, $register:ty, $float:ty, $low:ident, $high:ident, $method:ident, [$($swap:ident),*], $first:ident) => {
+        /// # Safety
+        /// - AVX2 runs here.
+        #[inline(always)]
+        unsafe fn $name(lanes: $register) -> $float {
+            // SAFETY: the caller proves that AVX2 runs here.
+            unsafe {
+                let half = $method($low(lanes), $high::<1>(lanes));
+                $(let half = $method(half, $swap(half, half));)*
+                $first(half)
+            }
+        }
+    };
+}
+reduction!(
+    max_ps,
+    __m256,
+    f32,
+    _mm256_castps256_ps128,
+    _mm256_extractf128_ps,
+    _mm_max_ps,
+    [_mm_movehl_ps, odd_ps],
+    _mm_cvtss_f32
+);
+reduction!(
+    sum_ps,
+    __m256,
+    f32,
+    _mm256_castps256_ps128,
+    _mm256_extractf128_ps,
+    _mm_add_ps,
+    [_mm_movehl_ps, odd_ps],
+    _mm_cvtss_f32
+);
+reduction!(
+    max_pd,
+    __m256d,
+    f64,
+    _mm256_castpd256_pd128,
+    _mm256_extractf128_pd,
+    _mm_max_pd,
+    [_mm_unpackhi_pd],
+    _mm_cvtsd_f64
+);
+reduction!(
+    sum_pd,
+    __m256d,
+    f64,
+    _mm256_castpd256_pd128,
+    _mm256_extractf128_pd,
+    _mm_add_pd,
+    [_mm_unpackhi_pd],
+    _mm_cvtsd_f64
+);
+
+/// The second lane of each pair in the place of the first.
+///
+/// # Safety
+/// - AVX2 runs here.
+#[inline(always)]
+unsafe fn odd_ps(lanes: __m128, _same: __m128) -> __m128 {
+    // SAFETY: the caller proves that AVX2 runs here.
+    unsafe { _mm_movehdup_ps(lanes) }
+}
+
 avx2_register!(
-    __m256, f32, 8, 23,
+    __m256, f32, 8,
     add = _mm256_add_ps, sub = _mm256_sub_ps, mul = _mm256_mul_ps, div = _mm256_div_ps, max = _mm256_max_ps;
-    _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_slli_epi32, _mm256_add_epi32,
-    _mm256_cmp_ps, _mm256_blendv_ps, _mm256_movemask_ps, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps
+    _mm256_fmadd_ps, _mm256_fnmadd_ps, power_ps, max_ps, sum_ps,
+    _mm256_cmp_ps, _mm256_blendv_ps, _mm256_andnot_ps, _mm256_and_ps, _mm256_movemask_ps, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps
 );
 avx2_register!(
-    __m256d, f64, 4, 52,
+    __m256d, f64, 4,
     add = _mm256_add_pd, sub = _mm256_sub_pd, mul = _mm256_mul_pd, div = _mm256_div_pd, max = _mm256_max_pd;
-    _mm256_fmadd_pd, _mm256_fnmadd_pd, _mm256_castpd_si256, _mm256_castsi256_pd, _mm256_slli_epi64, _mm256_add_epi64,
-    _mm256_cmp_pd, _mm256_blendv_pd, _mm256_movemask_pd, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd
+    _mm256_fmadd_pd, _mm256_fnmadd_pd, power_pd, max_pd, sum_pd,
+    _mm256_cmp_pd, _mm256_blendv_pd, _mm256_andnot_pd, _mm256_and_pd, _mm256_movemask_pd, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd
 );
 
 impl Simd for Avx2 {

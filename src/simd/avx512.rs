@@ -1,6 +1,7 @@
 //! AVX-512: sixteen float32 lanes are one register, sixteen float64 lanes are two.
 
 use super::Simd;
+use super::math::{ONE_BITS, POWER_SHIFT, POWERS};
 use super::vector::{Register, Vector};
 use core::arch::x86_64::*;
 use half::{bf16, f16};
@@ -22,9 +23,8 @@ impl Avx512 {
 }
 
 macro_rules! avx512_register {
-    ($register:ty, $float:ty, $width:literal, $suffix:ident, $mask:ty, $shift:literal,
-     $($name:ident = $intrinsic:ident),+ ; $to_bits:ident, $from_bits:ident, $shift_left:ident, $add_bits:ident,
-     $compare:ident, $blend:ident, $splat:ident, $load:ident, $store:ident) => {
+    ($register:ty, $float:ty, $width:literal, $suffix:ident, $mask:ty,
+     $($name:ident = $intrinsic:ident),+ ; $power:ident, $low:ident, $high:ident, $compare:ident, $blend:ident, $keep:ident, $add_where:ident, $splat:ident, $load:ident, $store:ident) => {
         // SAFETY: only AVX-512 instructions; callers prove that they run here.
         unsafe impl Register for $register {
             type Scalar = $float;
@@ -54,9 +54,9 @@ macro_rules! avx512_register {
             )+
             avx512_register!(@fused $suffix);
             #[inline(always)]
-            unsafe fn add_exponent(self, shifted: Self) -> Self {
+            unsafe fn power(self) -> Self {
                 // SAFETY: the caller proves that AVX-512 runs here.
-                unsafe { $from_bits($add_bits($to_bits(self), $shift_left::<$shift>($to_bits(shifted)))) }
+                unsafe { $power(self) }
             }
             #[inline(always)]
             unsafe fn select_less(self, other: Self, when_true: Self, otherwise: Self) -> Self {
@@ -64,9 +64,24 @@ macro_rules! avx512_register {
                 unsafe { $blend($compare::<_CMP_LT_OQ>(self, other), otherwise, when_true) }
             }
             #[inline(always)]
+            unsafe fn zero_if_less(self, bound: Self, otherwise: Self) -> Self {
+                // SAFETY: the caller proves that AVX-512 runs here.
+                unsafe { $keep($compare::<_CMP_NLT_UQ>(self, bound), otherwise) }
+            }
+            #[inline(always)]
             unsafe fn select_equal(self, other: Self, when_true: Self, otherwise: Self) -> Self {
                 // SAFETY: the caller proves that AVX-512 runs here.
                 unsafe { $blend($compare::<_CMP_EQ_OQ>(self, other), otherwise, when_true) }
+            }
+            #[inline(always)]
+            unsafe fn count_if_less(self, other: Self, count: Self) -> Self {
+                // SAFETY: the caller proves that AVX-512 runs here.
+                unsafe { $add_where(count, $compare::<_CMP_LT_OQ>(self, other), count, $splat(1.0)) }
+            }
+            #[inline(always)]
+            unsafe fn count_if_equal(self, other: Self, count: Self) -> Self {
+                // SAFETY: the caller proves that AVX-512 runs here.
+                unsafe { $add_where(count, $compare::<_CMP_EQ_OQ>(self, other), count, $splat(1.0)) }
             }
             #[inline(always)]
             unsafe fn mask_greater(self, other: Self) -> u16 {
@@ -77,6 +92,16 @@ macro_rules! avx512_register {
             unsafe fn mask_equal(self, other: Self) -> u16 {
                 // SAFETY: the caller proves that AVX-512 runs here.
                 u16::from(unsafe { $compare::<_CMP_EQ_OQ>(self, other) })
+            }
+            #[inline(always)]
+            unsafe fn max_lane(self) -> $float {
+                // SAFETY: the caller proves that AVX-512 runs here.
+                unsafe { Register::max($low(self), $high::<1>(self)).max_lane() }
+            }
+            #[inline(always)]
+            unsafe fn sum_lanes(self) -> $float {
+                // SAFETY: the caller proves that AVX-512 runs here.
+                unsafe { Register::add($low(self), $high::<1>(self)).sum_lanes() }
             }
         }
     };
@@ -95,17 +120,43 @@ macro_rules! avx512_register {
         }
     };
 }
+
+/// See [`Bits::power`](super::math::Bits::power).
+///
+/// # Safety
+/// - AVX-512 runs here.
+#[inline(always)]
+unsafe fn power_ps(sum: __m512) -> __m512 {
+    // SAFETY: the caller proves that AVX-512 runs here; the table holds sixteen entries.
+    unsafe {
+        let bits = _mm512_castps_si512(sum);
+        let powers = _mm512_permutexvar_epi32(bits, _mm512_loadu_si512(POWERS.as_ptr().cast()));
+        _mm512_castsi512_ps(_mm512_sub_epi32(powers, _mm512_slli_epi32::<POWER_SHIFT>(bits)))
+    }
+}
+
+/// See [`Bits::power`](super::math::Bits::power).
+///
+/// # Safety
+/// - AVX-512 runs here.
+#[inline(always)]
+unsafe fn power_pd(sum: __m512d) -> __m512d {
+    // SAFETY: the caller proves that AVX-512 runs here.
+    unsafe {
+        let octaves = _mm512_slli_epi64::<52>(_mm512_castpd_si512(sum));
+        _mm512_castsi512_pd(_mm512_add_epi64(_mm512_set1_epi64(ONE_BITS as i64), octaves))
+    }
+}
+
 avx512_register!(
-    __m512, f32, 16, ps, u16, 23,
+    __m512, f32, 16, ps, u16,
     add = _mm512_add_ps, sub = _mm512_sub_ps, mul = _mm512_mul_ps, div = _mm512_div_ps, max = _mm512_max_ps;
-    _mm512_castps_si512, _mm512_castsi512_ps, _mm512_slli_epi32, _mm512_add_epi32,
-    _mm512_cmp_ps_mask, _mm512_mask_blend_ps, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps
+    power_ps, _mm512_castps512_ps256, _mm512_extractf32x8_ps, _mm512_cmp_ps_mask, _mm512_mask_blend_ps, _mm512_maskz_mov_ps, _mm512_mask_add_ps, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps
 );
 avx512_register!(
-    __m512d, f64, 8, pd, u8, 52,
+    __m512d, f64, 8, pd, u8,
     add = _mm512_add_pd, sub = _mm512_sub_pd, mul = _mm512_mul_pd, div = _mm512_div_pd, max = _mm512_max_pd;
-    _mm512_castpd_si512, _mm512_castsi512_pd, _mm512_slli_epi64, _mm512_add_epi64,
-    _mm512_cmp_pd_mask, _mm512_mask_blend_pd, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd
+    power_pd, _mm512_castpd512_pd256, _mm512_extractf64x4_pd, _mm512_cmp_pd_mask, _mm512_mask_blend_pd, _mm512_maskz_mov_pd, _mm512_mask_add_pd, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd
 );
 
 impl Simd for Avx512 {

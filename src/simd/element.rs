@@ -1,6 +1,6 @@
 //! What logits are stored as, and what they are computed in.
 
-use super::math::Bits;
+use super::math::{self, Bits};
 use super::{Lanes, Simd};
 use half::{bf16, f16};
 
@@ -16,19 +16,13 @@ pub trait Float: Copy + PartialOrd + Into<f64> + Send + Sync + Bits + 'static {
     const NEG_INFINITY: Self;
     /// Smallest argument of `exp` whose result is not 0: -87.33 for `f32`, -708.39 for `f64`.
     const LOWEST_EXPONENT: Self;
-    /// 1 / ln 2.
-    const LOG2_E: Self;
-    /// 1.5 times two to the number of fraction bits: adding it rounds to the nearest integer.
-    const ROUNDER: Self;
-    /// ln 2 in two parts, the first short enough that its multiples are exact.
-    const LN_2: [Self; 2];
-    /// `(e^r - 1 - r) / r^2` on [-ln 2 / 2, ln 2 / 2], highest power first.
-    const EXP: &'static [Self];
     /// `(b + expm1(-b)) / b^2` on [-0.5, 0.5], highest power first.
     const EXCESS: &'static [Self];
     /// Half the distance from 1 to the next number.
     const UNIT_ROUNDOFF: f64;
 
+    /// `e^x` for `x` in [[`Float::LOWEST_EXPONENT`], 0]; NaN stays NaN. At 0 the result is exactly 1.
+    fn exp<L: Lanes<Scalar = Self>>(x: L) -> L;
     /// Rounds to this type.
     fn from_f64(value: f64) -> Self;
     /// Whether the value is NaN.
@@ -41,16 +35,15 @@ impl Float for f32 {
     const TWO: Self = 2.0;
     const NEG_INFINITY: Self = f32::NEG_INFINITY;
     const LOWEST_EXPONENT: Self = -87.33;
-    const LOG2_E: Self = std::f32::consts::LOG2_E;
-    const ROUNDER: Self = 12_582_912.0;
-    const LN_2: [Self; 2] = [0.693_145_75, 1.428_606_8e-6];
-    // Weighted minimax: largest error 0.02 units of 2^-24 below 0, where an ulp of the result is one unit, 0.1 above.
-    const EXP: &'static [Self] = &[0.001_356_148_4, 0.008_368_561, 0.041_672_82, 0.166_665_23, 0.499_999_76];
     // Minimax, largest relative error 0.4 units of 2^-24 before rounding.
     const EXCESS: &'static [Self] =
         &[-0.000_198_769_57, 0.001_398_190_6, -0.008_333_448, 0.041_665_8, -0.166_666_66, 0.5];
     const UNIT_ROUNDOFF: f64 = 5.960_464_477_539_063e-8;
 
+    #[inline(always)]
+    fn exp<L: Lanes<Scalar = Self>>(x: L) -> L {
+        math::exp_f32(x)
+    }
     fn from_f64(value: f64) -> Self {
         value as f32
     }
@@ -65,23 +58,6 @@ impl Float for f64 {
     const TWO: Self = 2.0;
     const NEG_INFINITY: Self = f64::NEG_INFINITY;
     const LOWEST_EXPONENT: Self = -708.39;
-    const LOG2_E: Self = std::f64::consts::LOG2_E;
-    const ROUNDER: Self = 6_755_399_441_055_744.0;
-    const LN_2: [Self; 2] = [0.693_147_180_369_123_8, 1.908_214_929_270_587_7e-10];
-    // Weighted minimax, largest error 0.0005 units of 2^-53 before rounding.
-    const EXP: &'static [Self] = &[
-        2.082_599_420_577_869_7e-9,
-        2.511_201_409_352_263_6e-8,
-        2.755_758_362_180_009e-7,
-        2.755_723_492_171_569_7e-6,
-        2.480_158_692_508_571_6e-5,
-        0.000_198_412_698_963_333_77,
-        0.001_388_888_888_911_593_2,
-        0.008_333_333_333_317_048,
-        0.041_666_666_666_666_095,
-        0.166_666_666_666_666_82,
-        0.5,
-    ];
     // Minimax, largest relative error 0.0004 units of 2^-53 before rounding.
     const EXCESS: &'static [Self] = &[
         1.148_406_553_241_008_6e-11,
@@ -100,6 +76,10 @@ impl Float for f64 {
     ];
     const UNIT_ROUNDOFF: f64 = 1.110_223_024_625_156_5e-16;
 
+    #[inline(always)]
+    fn exp<L: Lanes<Scalar = Self>>(x: L) -> L {
+        math::exp_f64(x)
+    }
     fn from_f64(value: f64) -> Self {
         value
     }

@@ -79,42 +79,26 @@ pub trait Lanes: Copy {
     fn neg_mul_add(self, factor: Self, addend: Self) -> Self;
     /// The larger of the two; `other` where they do not compare.
     fn max(self, other: Self) -> Self;
-    /// `self` times two to the integer in the low bits of `shifted` (see [`math::exp`]).
-    fn add_exponent(self, shifted: Self) -> Self;
+    /// A power of two from the low bits of a sum, see [`math::Bits::power`].
+    fn power(self) -> Self;
     /// `when_true` where `self < other`, else `otherwise`.
     fn select_less(self, other: Self, when_true: Self, otherwise: Self) -> Self;
+    /// 0 where `self < bound`, else `otherwise`.
+    fn zero_if_less(self, bound: Self, otherwise: Self) -> Self;
     /// `when_true` where `self == other`, else `otherwise`.
     fn select_equal(self, other: Self, when_true: Self, otherwise: Self) -> Self;
+    /// `count + 1` where `self < other`, else `count`.
+    fn count_if_less(self, other: Self, count: Self) -> Self;
+    /// `count + 1` where `self == other`, else `count`.
+    fn count_if_equal(self, other: Self, count: Self) -> Self;
     /// Bit `i` is set where lane `i` of `self` is greater.
     fn mask_greater(self, other: Self) -> u16;
     /// Bit `i` is set where lane `i` is equal.
     fn mask_equal(self, other: Self) -> u16;
+    /// The largest lane; there is no NaN among them.
+    fn max_lane(self) -> Self::Scalar;
+    /// The sum of sixteen lanes, halves onto halves: the order is part of the numeric contract.
+    fn sum_lanes(self) -> Self::Scalar;
     /// The sixteen values.
     fn to_array(self) -> [Self::Scalar; LANES];
-}
-
-/// The sum of sixteen lanes, halves onto halves: the order is part of the numeric contract.
-#[inline(always)]
-pub(crate) fn sum_lanes(lanes: impl Lanes<Scalar = f64>) -> f64 {
-    let mut values = lanes.to_array();
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            values[i] += values[i + width];
-        }
-        width /= 2;
-    }
-    values[0]
-}
-
-/// The largest lane; NaN lanes do not count.
-#[inline(always)]
-pub(crate) fn max_lane<L: Lanes>(lanes: L) -> L::Scalar {
-    let mut largest = L::Scalar::NEG_INFINITY;
-    for value in lanes.to_array() {
-        if value > largest {
-            largest = value;
-        }
-    }
-    largest
 }

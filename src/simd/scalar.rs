@@ -58,16 +58,28 @@ macro_rules! scalar_register {
                 if self > other { self } else { other }
             }
             #[inline(always)]
-            unsafe fn add_exponent(self, shifted: Self) -> Self {
-                self.with_exponent_added(shifted)
+            unsafe fn power(self) -> Self {
+                Bits::power(self)
             }
             #[inline(always)]
             unsafe fn select_less(self, other: Self, when_true: Self, otherwise: Self) -> Self {
                 if self < other { when_true } else { otherwise }
             }
             #[inline(always)]
+            unsafe fn zero_if_less(self, bound: Self, otherwise: Self) -> Self {
+                if self < bound { 0.0 } else { otherwise }
+            }
+            #[inline(always)]
             unsafe fn select_equal(self, other: Self, when_true: Self, otherwise: Self) -> Self {
                 if self == other { when_true } else { otherwise }
+            }
+            #[inline(always)]
+            unsafe fn count_if_less(self, other: Self, count: Self) -> Self {
+                if self < other { count + 1.0 } else { count }
+            }
+            #[inline(always)]
+            unsafe fn count_if_equal(self, other: Self, count: Self) -> Self {
+                if self == other { count + 1.0 } else { count }
             }
             #[inline(always)]
             unsafe fn mask_greater(self, other: Self) -> u16 {
@@ -76,6 +88,14 @@ macro_rules! scalar_register {
             #[inline(always)]
             unsafe fn mask_equal(self, other: Self) -> u16 {
                 u16::from(self == other)
+            }
+            #[inline(always)]
+            unsafe fn max_lane(self) -> $float {
+                self
+            }
+            #[inline(always)]
+            unsafe fn sum_lanes(self) -> $float {
+                self
             }
         }
     };

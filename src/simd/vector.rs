@@ -22,11 +22,18 @@ pub unsafe trait Register: Copy {
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
     unsafe fn neg_mul_add(self, factor: Self, addend: Self) -> Self;
     unsafe fn max(self, other: Self) -> Self;
-    unsafe fn add_exponent(self, shifted: Self) -> Self;
+    unsafe fn power(self) -> Self;
     unsafe fn select_less(self, other: Self, when_true: Self, otherwise: Self) -> Self;
+    unsafe fn zero_if_less(self, bound: Self, otherwise: Self) -> Self;
     unsafe fn select_equal(self, other: Self, when_true: Self, otherwise: Self) -> Self;
+    unsafe fn count_if_less(self, other: Self, count: Self) -> Self;
+    unsafe fn count_if_equal(self, other: Self, count: Self) -> Self;
     unsafe fn mask_greater(self, other: Self) -> u16;
     unsafe fn mask_equal(self, other: Self) -> u16;
+    /// The largest lane; there is no NaN among them.
+    unsafe fn max_lane(self) -> Self::Scalar;
+    /// The sum of the lanes, halves onto halves.
+    unsafe fn sum_lanes(self) -> Self::Scalar;
 }
 
 /// Sixteen lanes. Made only through a token, so its existence proves that its instructions run here.
@@ -95,6 +102,21 @@ macro_rules! mask_per_register {
     }};
 }
 
+/// One register from all, the upper half of them onto the lower until one is left.
+macro_rules! halves_onto_halves {
+    ($registers:expr, $method:ident) => {{
+        let mut registers = $registers;
+        let mut width = COUNT / 2;
+        while width > 0 {
+            for i in 0..width {
+                registers[i] = registers[i].$method(registers[i + width]);
+            }
+            width /= 2;
+        }
+        registers[0]
+    }};
+}
+
 impl<R: Register, const COUNT: usize> Lanes for Vector<R, COUNT> {
     type Scalar = R::Scalar;
 
@@ -132,16 +154,28 @@ impl<R: Register, const COUNT: usize> Lanes for Vector<R, COUNT> {
         per_register!(max(self, other))
     }
     #[inline(always)]
-    fn add_exponent(self, shifted: Self) -> Self {
-        per_register!(add_exponent(self, shifted))
+    fn power(self) -> Self {
+        per_register!(power(self))
     }
     #[inline(always)]
     fn select_less(self, other: Self, when_true: Self, otherwise: Self) -> Self {
         per_register!(select_less(self, other, when_true, otherwise))
     }
     #[inline(always)]
+    fn zero_if_less(self, bound: Self, otherwise: Self) -> Self {
+        per_register!(zero_if_less(self, bound, otherwise))
+    }
+    #[inline(always)]
     fn select_equal(self, other: Self, when_true: Self, otherwise: Self) -> Self {
         per_register!(select_equal(self, other, when_true, otherwise))
+    }
+    #[inline(always)]
+    fn count_if_less(self, other: Self, count: Self) -> Self {
+        per_register!(count_if_less(self, other, count))
+    }
+    #[inline(always)]
+    fn count_if_equal(self, other: Self, count: Self) -> Self {
+        per_register!(count_if_equal(self, other, count))
     }
     #[inline(always)]
     fn mask_greater(self, other: Self) -> u16 {
@@ -150,6 +184,16 @@ impl<R: Register, const COUNT: usize> Lanes for Vector<R, COUNT> {
     #[inline(always)]
     fn mask_equal(self, other: Self) -> u16 {
         mask_per_register!(mask_equal(self, other))
+    }
+    #[inline(always)]
+    fn max_lane(self) -> R::Scalar {
+        // SAFETY: a `Vector` exists only where a token does, so the instruction set runs here.
+        unsafe { halves_onto_halves!(self.0, max).max_lane() }
+    }
+    #[inline(always)]
+    fn sum_lanes(self) -> R::Scalar {
+        // SAFETY: a `Vector` exists only where a token does, so the instruction set runs here.
+        unsafe { halves_onto_halves!(self.0, add).sum_lanes() }
     }
     #[inline(always)]
     fn to_array(self) -> [R::Scalar; LANES] {

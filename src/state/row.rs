@@ -119,9 +119,9 @@ impl RowSums {
     /// `max` is finite.
     fn merge(leaves: &[LeafSums], max: f64, inverse_temperature: f64) -> Self {
         let mut sums = Self { max, rest: 0.0, drop: 0.0, spread: 0.0, squares: 0.0 };
+        let weights: Vec<(f64, f64)> = leaves.iter().map(|leaf| around(leaf, max, inverse_temperature)).collect();
         let mut is_first_largest = true;
-        for leaf in leaves {
-            let (shift, weight) = around(leaf, max, inverse_temperature);
+        for (leaf, &(shift, weight)) in leaves.iter().zip(&weights) {
             if weight == 0.0 {
                 continue;
             }
@@ -135,8 +135,7 @@ impl RowSums {
             sums.squares += weight * weight * (f64::from(leaf.max_count) + leaf.squares);
         }
         let mean = sums.drop / (1.0 + sums.rest);
-        for leaf in leaves {
-            let (shift, weight) = around(leaf, max, inverse_temperature);
+        for (leaf, &(shift, weight)) in leaves.iter().zip(&weights) {
             if weight > 0.0 {
                 let distance = leaf.drop / leaf.mass() + shift - mean;
                 sums.spread += weight * (leaf.spread + leaf.mass() * distance * distance);
