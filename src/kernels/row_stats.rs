@@ -5,11 +5,14 @@
 //! meanwhile the next leaf is fetched. Blocks that hold the largest logit take a variant that counts it apart.
 
 use crate::input::{LEAF_BLOCKS, Leaf};
-use crate::simd::lent::{BLOCK, BLOCK_VECTORS, Block};
+use crate::simd::lent::{BLOCK, BLOCK_VECTORS};
 use crate::simd::math::exp_or_zero;
 use crate::simd::{Element, Float, LANES, Lanes, Simd};
 use crate::state::leaf::{LeafSums, Peak};
 use crate::state::top::TopColumns;
+
+/// With this part left of a sum of squares, its rounding errors have grown to about 2^-18 of the result.
+pub(super) const LEAST_PART: f64 = 1.0 / 64.0;
 
 /// The largest value of each lane, block by block.
 pub(crate) struct BlockMaxima<S: Simd, E: Element> {
@@ -26,7 +29,7 @@ impl<S: Simd, E: Element> BlockMaxima<S, E> {
         let mut maxima = Self { blocks: [lowest; LEAF_BLOCKS], count: leaf.blocks(), max: E::Compute::NEG_INFINITY };
         let mut all = lowest;
         for index in 0..maxima.count {
-            maxima.blocks[index] = block_max(simd, leaf.block(index), lowest);
+            maxima.blocks[index] = leaf.block(index).max(simd);
             all = maxima.blocks[index].max(all);
         }
         maxima.max = all.max_lane();
@@ -43,16 +46,6 @@ impl<S: Simd, E: Element> BlockMaxima<S, E> {
     pub(crate) fn max(&self) -> E::Compute {
         self.max
     }
-}
-
-#[inline(always)]
-fn block_max<S: Simd, E: Element>(simd: S, block: Block<'_, E>, lowest: E::Lanes<S>) -> E::Lanes<S> {
-    // Four chains, as one would wait for each maximum in turn.
-    let mut chains = [lowest; 4];
-    for index in 0..BLOCK_VECTORS {
-        chains[index % 4] = block.load(simd, index).max(chains[index % 4]);
-    }
-    chains[0].max(chains[1]).max(chains[2].max(chains[3]))
 }
 
 /// Float64 lanes of the sums named as in [`LeafSums`]; `bend` is the sum of d^2 e^d.
@@ -187,8 +180,6 @@ fn weigh<S: Simd, E: Element, const SCALED: bool>(
 /// Sum of (d - mean d)^2 e^d: from the sum of squares, or, where the difference would cancel, from the leaf again.
 #[inline(always)]
 fn spread<S: Simd, E: Element>(simd: S, leaf: &Leaf<'_, E>, scale: &Scale<S, E>, sums: &LeafSums, bend: f64) -> f64 {
-    // With 1/64 left of the sum of squares, its rounding errors have grown to about 2^-18 of the result.
-    const LEAST_PART: f64 = 1.0 / 64.0;
     let mass = sums.mass();
     let spread = bend - sums.drop * (sums.drop / mass);
     let is_undefined = bend.is_nan() || bend <= 0.0;
@@ -229,10 +220,12 @@ pub(crate) fn count_from_target<S: Simd, E: Element>(
     let (mut above, mut equal) = ([zero; 2], [zero; 2]);
     for index in 0..maxima.count {
         if maxima.reaches(index, target) {
-            for vector in 0..BLOCK_VECTORS {
-                let (logits, chain) = (leaf.block(index).load(simd, vector), vector % 2);
-                above[chain] = target.count_if_less(logits, above[chain]);
-                equal[chain] = target.count_if_equal(logits, equal[chain]);
+            for pair in 0..BLOCK_VECTORS / 2 {
+                for (chain, (above, equal)) in above.iter_mut().zip(&mut equal).enumerate() {
+                    let logits = leaf.block(index).load(simd, 2 * pair + chain);
+                    *above = target.count_if_less(logits, *above);
+                    *equal = target.count_if_equal(logits, *equal);
+                }
             }
         }
     }

@@ -227,6 +227,36 @@ avx2_register!(
     _mm256_cmp_pd, _mm256_blendv_pd, _mm256_andnot_pd, _mm256_and_pd, _mm256_movemask_pd, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd
 );
 
+/// The largest halves of 256, sixteen lanes of them, of either format: see [`larger_half`](super::math::larger_half).
+///
+/// # Safety
+/// - AVX2 runs here.
+/// - `pointer` is readable for 256 halves.
+#[inline(always)]
+unsafe fn max_halves(pointer: *const u16) -> __m256i {
+    // SAFETY: the caller proves that AVX2 runs here and vouches for the memory.
+    unsafe {
+        let first = _mm256_loadu_si256(pointer.cast());
+        let (mut signed, mut unsigned) = (first, first);
+        for index in 1..16 {
+            let halves = _mm256_loadu_si256(pointer.add(16 * index).cast());
+            signed = _mm256_max_epi16(signed, halves);
+            unsigned = _mm256_min_epu16(unsigned, halves);
+        }
+        larger_halves(signed, unsigned)
+    }
+}
+
+/// Where the largest as signed integers is not negative it is the largest; else the smallest unsigned is.
+///
+/// # Safety
+/// - AVX2 runs here.
+#[inline(always)]
+pub(super) unsafe fn larger_halves(signed: __m256i, unsigned: __m256i) -> __m256i {
+    // SAFETY: the caller proves that AVX2 runs here.
+    unsafe { _mm256_blendv_epi8(signed, unsigned, _mm256_srai_epi16::<15>(signed)) }
+}
+
 impl Simd for Avx2 {
     type F32 = Vector<__m256, 2>;
     type F64 = Vector<__m256d, 4>;
@@ -280,6 +310,28 @@ impl Simd for Avx2 {
         unsafe {
             let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(pointer.cast()));
             let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(pointer.add(8).cast()));
+            Vector::from_registers([
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+            ])
+        }
+    }
+    #[inline(always)]
+    unsafe fn max_f16(self, pointer: *const f16) -> Self::F32 {
+        // SAFETY: `self` is the token; the caller vouches for the memory.
+        unsafe {
+            let halves = max_halves(pointer.cast());
+            let (low, high) = (_mm256_castsi256_si128(halves), _mm256_extracti128_si256::<1>(halves));
+            Vector::from_registers([_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)])
+        }
+    }
+    #[inline(always)]
+    unsafe fn max_bf16(self, pointer: *const bf16) -> Self::F32 {
+        // SAFETY: `self` is the token; the caller vouches for the memory.
+        unsafe {
+            let halves = max_halves(pointer.cast());
+            let low = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(halves));
+            let high = _mm256_cvtepu16_epi32(_mm256_extracti128_si256::<1>(halves));
             Vector::from_registers([
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),

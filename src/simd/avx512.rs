@@ -1,6 +1,7 @@
 //! AVX-512: sixteen float32 lanes are one register, sixteen float64 lanes are two.
 
 use super::Simd;
+use super::avx2::larger_halves;
 use super::math::{ONE_BITS, POWER_SHIFT, POWERS};
 use super::vector::{Register, Vector};
 use core::arch::x86_64::*;
@@ -159,6 +160,28 @@ avx512_register!(
     power_pd, _mm512_castpd512_pd256, _mm512_extractf64x4_pd, _mm512_cmp_pd_mask, _mm512_mask_blend_pd, _mm512_maskz_mov_pd, _mm512_mask_add_pd, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd
 );
 
+/// The largest halves of 256, sixteen lanes of them, of either format: see [`larger_half`](super::math::larger_half).
+///
+/// # Safety
+/// - AVX-512 runs here.
+/// - `pointer` is readable for 256 halves.
+#[inline(always)]
+unsafe fn max_halves(pointer: *const u16) -> __m256i {
+    // SAFETY: the caller proves that AVX-512 runs here and vouches for the memory.
+    unsafe {
+        let first = _mm512_loadu_si512(pointer.cast());
+        let (mut signed, mut unsigned) = (first, first);
+        for index in 1..8 {
+            let halves = _mm512_loadu_si512(pointer.add(32 * index).cast());
+            signed = _mm512_max_epi16(signed, halves);
+            unsigned = _mm512_min_epu16(unsigned, halves);
+        }
+        let signed = _mm256_max_epi16(_mm512_castsi512_si256(signed), _mm512_extracti64x4_epi64::<1>(signed));
+        let unsigned = _mm256_min_epu16(_mm512_castsi512_si256(unsigned), _mm512_extracti64x4_epi64::<1>(unsigned));
+        larger_halves(signed, unsigned)
+    }
+}
+
 impl Simd for Avx512 {
     type F32 = Vector<__m512, 1>;
     type F64 = Vector<__m512d, 2>;
@@ -203,6 +226,19 @@ impl Simd for Avx512 {
         // SAFETY: `self` is the token; the caller vouches for the memory.
         unsafe {
             let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(pointer.cast()));
+            Vector::from_registers([_mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))])
+        }
+    }
+    #[inline(always)]
+    unsafe fn max_f16(self, pointer: *const f16) -> Self::F32 {
+        // SAFETY: `self` is the token; the caller vouches for the memory.
+        unsafe { Vector::from_registers([_mm512_cvtph_ps(max_halves(pointer.cast()))]) }
+    }
+    #[inline(always)]
+    unsafe fn max_bf16(self, pointer: *const bf16) -> Self::F32 {
+        // SAFETY: `self` is the token; the caller vouches for the memory.
+        unsafe {
+            let halves = _mm512_cvtepu16_epi32(max_halves(pointer.cast()));
             Vector::from_registers([_mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))])
         }
     }

@@ -1,7 +1,8 @@
 //! What logits are stored as, and what they are computed in.
 
+use super::lent::BLOCK_VECTORS;
 use super::math::{self, Bits};
-use super::{Lanes, Simd};
+use super::{LANES, Lanes, Simd};
 use half::{bf16, f16};
 
 /// A compute type: `f32` or `f64`, with the constants of its approximations (see `simd/math.rs`).
@@ -18,6 +19,10 @@ pub trait Float: Copy + PartialOrd + Into<f64> + Send + Sync + Bits + 'static {
     const LOWEST_EXPONENT: Self;
     /// `(b + expm1(-b)) / b^2` on [-0.5, 0.5], highest power first.
     const EXCESS: &'static [Self];
+    /// `(ln 2 - H(a)) / a^2` in powers of a^2 up to 1, H as in `math::jensen`, highest power first.
+    const JENSEN: &'static [Self];
+    /// `atanh(u) / u` in powers of u^2 up to 0.0243, highest power first.
+    const ATANH: &'static [Self];
     /// Half the distance from 1 to the next number.
     const UNIT_ROUNDOFF: f64;
 
@@ -38,6 +43,10 @@ impl Float for f32 {
     // Minimax, largest relative error 0.4 units of 2^-24 before rounding.
     const EXCESS: &'static [Self] =
         &[-0.000_198_769_57, 0.001_398_190_6, -0.008_333_448, 0.041_665_8, -0.166_666_66, 0.5];
+    // Largest relative errors 6e-10 and 3e-10 before rounding.
+    const JENSEN: &'static [Self] =
+        &[-1.474_056_5e-6, 1.868_231_4e-5, -0.000_184_190_36, 0.001_736_048_5, -0.015_624_994, 0.125];
+    const ATANH: &'static [Self] = &[0.148_408_44, 0.199_914_98, 0.333_333_76, 1.0];
     const UNIT_ROUNDOFF: f64 = 5.960_464_477_539_063e-8;
 
     #[inline(always)]
@@ -74,6 +83,34 @@ impl Float for f64 {
         -0.166_666_666_666_666_66,
         0.5,
     ];
+    // Largest relative errors 3e-21 and 8e-24 before rounding.
+    const JENSEN: &'static [Self] = &[
+        1.206_634_514_825_135_8e-13,
+        -1.970_862_752_811_453_5e-12,
+        2.162_715_720_560_334_8e-11,
+        -2.162_023_211_311_787_2e-10,
+        2.125_415_346_089_807e-9,
+        -2.082_572_172_438_911e-8,
+        2.035_856_077_229_914_4e-7,
+        -1.983_552_861_303_737_5e-6,
+        1.922_123_015_697_524_3e-5,
+        -0.000_184_461_805_555_402_65,
+        0.001_736_111_111_111_104,
+        -0.015_625,
+        0.125,
+    ];
+    const ATANH: &'static [Self] = &[
+        0.058_805_051_435_642_956,
+        0.058_497_979_679_357_666,
+        0.066_676_069_854_192_75,
+        0.076_922_913_498_659,
+        0.090_909_092_663_102_72,
+        0.111_111_111_099_665_47,
+        0.142_857_142_857_185_73,
+        0.199_999_999_999_999_93,
+        0.333_333_333_333_333_3,
+        1.0,
+    ];
     const UNIT_ROUNDOFF: f64 = 1.110_223_024_625_156_5e-16;
 
     #[inline(always)]
@@ -107,14 +144,38 @@ pub trait Element: Copy + Send + Sync + 'static {
     /// # Safety
     /// - `pointer` is readable for sixteen elements; any alignment will do.
     unsafe fn load<S: Simd>(simd: S, pointer: *const Self) -> Self::Lanes<S>;
+    /// The largest of [`BLOCK`](super::lent::BLOCK) consecutive elements, lane by lane: lane `i` is that of columns `i`, `i + 16`, ... In a
+    /// block with NaN it may be any.
+    ///
+    /// # Safety
+    /// - `pointer` is readable for [`BLOCK`](super::lent::BLOCK) elements; any alignment will do.
+    unsafe fn max_of_block<S: Simd>(simd: S, pointer: *const Self) -> Self::Lanes<S>;
     /// Every lane `value`.
     fn splat<S: Simd>(simd: S, value: Self::Compute) -> Self::Lanes<S>;
+    /// Lanes of the compute type, as they are.
+    fn from_compute<S: Simd>(simd: S, lanes: <Self::Compute as Element>::Lanes<S>) -> Self::Lanes<S>;
     /// The lanes in float64, where totals are kept.
     fn total<S: Simd>(simd: S, lanes: Self::Lanes<S>) -> S::F64;
 }
 
+/// [`Element::max_of_block`] of types whose vectors come as they are. NaN does not count.
+///
+/// # Safety
+/// - `pointer` is readable for [`BLOCK`](super::lent::BLOCK) elements.
+#[inline(always)]
+unsafe fn max_of_vectors<S: Simd, E: Element>(simd: S, pointer: *const E) -> E::Lanes<S> {
+    // Four chains, as one would wait for each maximum in turn.
+    let mut chains = [E::splat(simd, E::Compute::NEG_INFINITY); 4];
+    for index in 0..BLOCK_VECTORS {
+        // SAFETY: the caller vouches for the memory.
+        let vector = unsafe { E::load(simd, pointer.add(index * LANES)) };
+        chains[index % 4] = vector.max(chains[index % 4]);
+    }
+    chains[0].max(chains[1]).max(chains[2].max(chains[3]))
+}
+
 macro_rules! element {
-    ($type:ty, $compute:ty, $lanes:ident, $name:literal, $load:ident, $splat:ident,
+    ($type:ty, $compute:ty, $lanes:ident, $name:literal, $load:ident, $max:path, $splat:ident,
      |$value:ident| $widen:expr, |$simd:ident, $vector:ident| $total:expr) => {
         impl Element for $type {
             type Compute = $compute;
@@ -133,8 +194,17 @@ macro_rules! element {
                 unsafe { simd.$load(pointer) }
             }
             #[inline(always)]
+            unsafe fn max_of_block<S: Simd>(simd: S, pointer: *const Self) -> S::$lanes {
+                // SAFETY: the caller vouches for the memory.
+                unsafe { $max(simd, pointer) }
+            }
+            #[inline(always)]
             fn splat<S: Simd>(simd: S, value: $compute) -> S::$lanes {
                 simd.$splat(value)
+            }
+            #[inline(always)]
+            fn from_compute<S: Simd>(_simd: S, lanes: S::$lanes) -> S::$lanes {
+                lanes
             }
             #[inline(always)]
             fn total<S: Simd>($simd: S, $vector: S::$lanes) -> S::F64 {
@@ -143,7 +213,9 @@ macro_rules! element {
         }
     };
 }
-element!(f32, f32, F32, "float32", load_f32, splat_f32, |value| value, |simd, lanes| simd.widen(lanes));
-element!(f16, f32, F32, "float16", load_f16, splat_f32, |value| value.to_f32(), |simd, lanes| simd.widen(lanes));
-element!(bf16, f32, F32, "bfloat16", load_bf16, splat_f32, |value| value.to_f32(), |simd, lanes| simd.widen(lanes));
-element!(f64, f64, F64, "float64", load_f64, splat_f64, |value| value, |_simd, lanes| lanes);
+element!(f32, f32, F32, "float32", load_f32, max_of_vectors, splat_f32, |value| value, |simd, lanes| simd.widen(lanes));
+element!(f16, f32, F32, "float16", load_f16, S::max_f16, splat_f32, |value| value.to_f32(), |simd, lanes| simd
+    .widen(lanes));
+element!(bf16, f32, F32, "bfloat16", load_bf16, S::max_bf16, splat_f32, |value| value.to_f32(), |simd, lanes| simd
+    .widen(lanes));
+element!(f64, f64, F64, "float64", load_f64, max_of_vectors, splat_f64, |value| value, |_simd, lanes| lanes);

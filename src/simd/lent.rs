@@ -93,6 +93,13 @@ impl<E: Element> Block<'_, E> {
         unsafe { E::load(simd, self.pointer.add(index * LANES)) }
     }
 
+    /// See [`Element::max_of_block`].
+    #[inline(always)]
+    pub(crate) fn max<S: Simd>(self, simd: S) -> E::Lanes<S> {
+        // SAFETY: the block's elements are readable.
+        unsafe { E::max_of_block(simd, self.pointer) }
+    }
+
     /// Asks for the memory `distance` elements after vector number `index`; it need not be readable.
     #[inline(always)]
     pub(crate) fn prefetch<S: Simd>(self, simd: S, index: usize, distance: usize) {

@@ -70,6 +70,14 @@ impl Bits for f64 {
     }
 }
 
+/// The larger of two halves of 16 bits, of either format, by their bits: sign and magnitude order like signed integers
+/// unless both are negative, and then like unsigned ones backwards. A positive NaN is the largest, a negative NaN the smallest.
+#[inline(always)]
+pub(super) fn larger_half(first: u16, second: u16) -> u16 {
+    let signed = (first as i16).max(second as i16);
+    if signed >= 0 { signed as u16 } else { first.min(second) }
+}
+
 /// Horner's form, highest power first.
 #[inline(always)]
 fn polynomial<L: Lanes>(coefficients: &'static [L::Scalar], x: L) -> L {
@@ -137,6 +145,29 @@ pub(crate) fn exp_or_zero<L: Lanes>(x: L) -> L {
 #[inline(always)]
 pub(crate) fn excess<L: Lanes>(b: L) -> L {
     polynomial(L::Scalar::EXCESS, b)
+}
+
+/// `ln 2 - H` with H the entropy of a choice between two whose log-odds are `a`: a^2/8 for small `a`, ln 2 for large; even.
+/// NaN stays NaN.
+#[inline(always)]
+pub(crate) fn jensen<L: Lanes>(a: L) -> L {
+    let (zero, one, two) = (filled(a, 0.0), filled(a, 1.0), filled(a, 2.0));
+    let (magnitude, square) = (a.max(zero.sub(a)), a.mul(a));
+    let near = polynomial(L::Scalar::JENSEN, square).mul(square);
+    // H = log1p(y) + |a| y / (1 + y), y = e^-|a|; log1p(y) = 2 atanh(u), u = y / (2 + y).
+    let y = exp_or_zero(zero.sub(magnitude));
+    let u = y.div(two.add(y));
+    let log1p = polynomial(L::Scalar::ATANH, u.mul(u)).mul(u.mul(two));
+    let weighted = y.select_equal(zero, zero, magnitude.mul(y)).div(one.add(y));
+    let far = filled(a, std::f64::consts::LN_2).sub(log1p).sub(weighted);
+    let result = magnitude.select_less(one, near, far);
+    a.select_equal(a, result, a)
+}
+
+/// Every lane `value`, rounded to the compute type.
+#[inline(always)]
+fn filled<L: Lanes>(lanes: L, value: f64) -> L {
+    lanes.fill(L::Scalar::from_f64(value))
 }
 
 /// Hyperbolic tangent of any `x`, as `-expm1(-2|x|) / (2 + expm1(-2|x|))`; NaN stays NaN.

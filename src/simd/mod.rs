@@ -54,6 +54,17 @@ pub trait Simd: Copy + Send + Sync {
     /// # Safety
     /// - `pointer` is readable for sixteen elements.
     unsafe fn load_bf16(self, pointer: *const half::bf16) -> Self::F32;
+    /// The largest of 256 elements, lane by lane: lane `i` is that of columns `i`, `i + 16`, ... A NaN counts as larger
+    /// than infinity or not at all.
+    ///
+    /// # Safety
+    /// - `pointer` is readable for 256 elements.
+    unsafe fn max_f16(self, pointer: *const half::f16) -> Self::F32;
+    /// As [`Simd::max_f16`].
+    ///
+    /// # Safety
+    /// - `pointer` is readable for 256 elements.
+    unsafe fn max_bf16(self, pointer: *const half::bf16) -> Self::F32;
     /// Asks for the cache line at `pointer`, which may be any address.
     fn prefetch(self, pointer: *const u8);
 }

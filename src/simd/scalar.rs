@@ -1,7 +1,8 @@
 //! Plain Rust: one lane to a register. It runs everywhere and defines what the others must give.
 
+use super::Simd;
+use super::math::{Bits, larger_half};
 use super::vector::{Register, Vector};
-use super::{Simd, math::Bits};
 use half::{bf16, f16};
 
 /// The token of plain Rust, which needs no proof.
@@ -116,6 +117,21 @@ macro_rules! load_halves {
     }};
 }
 
+/// The largest of 256 elements of a half-width type, lane by lane.
+macro_rules! max_halves {
+    ($pointer:expr, $half:ty) => {{
+        let mut lanes = [0.0f32; 16];
+        for (i, lane) in lanes.iter_mut().enumerate() {
+            // SAFETY: the caller vouches for 256 readable elements.
+            let bits = |row: usize| unsafe { $pointer.add(i + 16 * row).read_unaligned() }.to_bits();
+            let largest = (1..16).fold(bits(0), |largest, row| larger_half(largest, bits(row)));
+            *lane = <$half>::from_bits(largest).to_f32();
+        }
+        // SAFETY: plain Rust runs everywhere.
+        unsafe { Vector::from_registers(lanes) }
+    }};
+}
+
 impl Simd for Scalar {
     type F32 = Vector<f32, 16>;
     type F64 = Vector<f64, 16>;
@@ -152,6 +168,14 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn load_bf16(self, pointer: *const bf16) -> Self::F32 {
         load_halves!(pointer)
+    }
+    #[inline(always)]
+    unsafe fn max_f16(self, pointer: *const f16) -> Self::F32 {
+        max_halves!(pointer, f16)
+    }
+    #[inline(always)]
+    unsafe fn max_bf16(self, pointer: *const bf16) -> Self::F32 {
+        max_halves!(pointer, bf16)
     }
     #[inline(always)]
     fn prefetch(self, _pointer: *const u8) {}
