@@ -22,6 +22,8 @@ pub enum Error {
     Target { row: usize, target: i128, vocab: usize },
     /// A number outside the range of its parameter.
     Parameter { name: &'static str, value: String, expected: &'static str },
+    /// Probabilities of a row do not sum to 1.
+    NotNormalized { what: &'static str, row: usize, sum: f64 },
     /// Columns of a state that came twice, lie outside, or never came.
     Columns { problem: ColumnProblem, start: usize, end: usize, vocab: usize },
     /// Two states of different kinds cannot be merged.
@@ -79,6 +81,9 @@ impl fmt::Display for Error {
             }
             Target { row, target, vocab } => write!(formatter, "targets[{row}] = {target} is outside [0, {vocab})"),
             Parameter { name, value, expected } => write!(formatter, "{name} = {value}, expected {expected}"),
+            NotNormalized { what, row, sum } => {
+                write!(formatter, "{what}[{row}] sums to {sum:?}, expected 1 within 1e-3")
+            }
             Columns { problem, start, end, vocab } => {
                 let what = match problem {
                     ColumnProblem::Repeated => "were given before",

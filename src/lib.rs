@@ -33,9 +33,11 @@ mod state;
 mod bindings;
 
 pub use error::{ColumnProblem, Error};
-pub use input::{LogitsView, Targets};
+pub use input::{LogitsView, SoftTargets, Targets, TopKDistribution};
 pub use ops::{
-    KlColumns, Options, cross_entropy, entropy, kl_divergence, logsumexp, perplexity, read_probe, row_stats,
+    DivergenceColumns, KlColumns, LossColumns, LossOptions, Options, TemperatureColumns, cross_entropy, divergences,
+    entropy, js_divergence, kl_divergence, logsumexp, loss, perplexity, read_probe, renyi_entropy, row_stats,
+    soft_cross_entropy, temperature_grid, top_k_kl_divergence,
 };
 pub use output::{Flags, RowColumns, RowStats};
 pub use plan::{Execution, Plan, Unit};

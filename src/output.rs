@@ -137,9 +137,9 @@ macro_rules! row_columns {
         }
 
         impl RowColumns {
-            /// Room for the columns of the sort `all`, or for lse, nll and flags only.
+            /// Room for all columns, or without `all` for the likelihood's.
             pub(crate) fn allocate(rows: usize, all: bool, top_k: usize) -> Result<Self, Error> {
-                let kept = |name: &str| if all || matches!(name, "lse" | "nll") { rows } else { 0 };
+                let kept = |name: &str| if all || matches!(name, "lse" | "nll" | "max_logit" | "max_log_prob") { rows } else { 0 };
                 let top = rows.saturating_mul(top_k);
                 Ok(Self {
                     $($name: try_filled(kept(stringify!($name)), $missing)?,)+

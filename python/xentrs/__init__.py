@@ -1,6 +1,7 @@
 """xentrs: how likely is this text? Exact, streaming statistics of language-model logits at the speed of memory."""
 
 from xentrs._xentrs import __version__, available_isas, isa, num_threads
+from xentrs.divergences import divergences, js_divergence, kl_divergence, top_k_kl_divergence
 from xentrs.errors import (
     DTypeError,
     FormatError,
@@ -17,21 +18,24 @@ from xentrs.errors import (
     TruncatedError,
     XentrsError,
 )
-from xentrs.functional import cross_entropy, entropy, kl_divergence, logsumexp, perplexity, row_stats
+from xentrs.functional import cross_entropy, entropy, logsumexp, perplexity, row_stats, soft_cross_entropy
 from xentrs.metrics import Perplexity, RowStatsState
-from xentrs.results import Flag, PerplexityResult, RowStats
+from xentrs.results import Divergences, Flag, LogProbMoments, PerplexityResult, RowStats, TemperatureGrid
+from xentrs.tempered import log_prob_moments, renyi_entropy, temperature_grid
 
 numerics_version = 1
 """Raised by a release that changes a digit of any result."""
 
 __all__ = [
     "DTypeError",
+    "Divergences",
     "Flag",
     "FormatError",
     "InputChangedError",
     "InternalError",
     "IsaError",
     "LimitError",
+    "LogProbMoments",
     "ManifestMismatch",
     "NonFiniteError",
     "NotNormalizedError",
@@ -42,17 +46,25 @@ __all__ = [
     "RowStatsState",
     "ShapeError",
     "TargetError",
+    "TemperatureGrid",
     "TruncatedError",
     "XentrsError",
     "__version__",
     "available_isas",
     "cross_entropy",
+    "divergences",
     "entropy",
     "isa",
+    "js_divergence",
     "kl_divergence",
+    "log_prob_moments",
     "logsumexp",
     "num_threads",
     "numerics_version",
     "perplexity",
+    "renyi_entropy",
     "row_stats",
+    "soft_cross_entropy",
+    "temperature_grid",
+    "top_k_kl_divergence",
 ]

@@ -11,12 +11,19 @@ __all__ = [
     "RowStatsState",
     "__version__",
     "available_isas",
+    "divergences",
     "isa",
+    "js_divergence",
     "kl_divergence",
+    "loss",
     "num_threads",
     "panic_for_tests",
     "read_probe",
+    "renyi_entropy",
     "row_stats",
+    "soft_cross_entropy",
+    "temperature_grid",
+    "top_k_kl_divergence",
 ]
 
 __version__: str
@@ -43,7 +50,61 @@ def kl_divergence(
     element: str,
     *,
     temperature: float,
+    log_probs: bool,
     num_threads: int | None,
+) -> tuple[NDArray[np.float64], NDArray[np.uint8]]: ...
+def js_divergence(
+    p_logits: NDArray[Any],
+    q_logits: NDArray[Any],
+    element: str,
+    *,
+    temperature: float,
+    num_threads: int | None,
+) -> tuple[NDArray[np.float64], NDArray[np.uint8]]: ...
+def divergences(
+    p_logits: NDArray[Any],
+    q_logits: NDArray[Any],
+    element: str,
+    *,
+    temperature: float,
+    num_threads: int | None,
+) -> dict[str, Any]: ...
+def top_k_kl_divergence(
+    p_ids: _Ids,
+    p_log_probs: NDArray[np.float64],
+    k: int,
+    q_logits: NDArray[Any],
+    element: str,
+    settings: dict[str, Any],
+) -> tuple[NDArray[np.float64], NDArray[np.uint8]]: ...
+def loss(
+    logits: NDArray[Any],
+    element: str,
+    targets: _Ids,
+    settings: dict[str, Any],
+    *,
+    label_smoothing: float,
+    z_loss: float,
+    weight: NDArray[np.float64] | None,
+) -> dict[str, Any]: ...
+def soft_cross_entropy(
+    logits: NDArray[Any],
+    element: str,
+    target_ids: _Ids,
+    target_probs: NDArray[np.float64],
+    settings: dict[str, Any],
+    *,
+    normalize: bool,
+) -> dict[str, Any]: ...
+def temperature_grid(
+    logits: NDArray[Any],
+    element: str,
+    targets: _Ids | None,
+    inverse_temperatures: list[float],
+    settings: dict[str, Any],
+) -> dict[str, Any]: ...
+def renyi_entropy(
+    logits: NDArray[Any], element: str, orders: list[float], settings: dict[str, Any]
 ) -> tuple[NDArray[np.float64], NDArray[np.uint8]]: ...
 def read_probe(logits: NDArray[Any], element: str, *, num_threads: int | None) -> float: ...
 def isa() -> str: ...

@@ -6,17 +6,22 @@ float64 and have the same bits for any number of threads, any batch of rows and 
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from xentrs import _xentrs
-from xentrs.adapters.numpy import promote
+from xentrs.arguments import (
+    Reduction,
+    check_count,
+    check_index,
+    check_reduction,
+    lend_floats,
+    lend_with_targets,
+    reduce,
+    settings,
+)
 from xentrs.dispatch import Adapter, adapter_of
-from xentrs.errors import DTypeError, ParamError, ShapeError
+from xentrs.errors import DTypeError, ShapeError
 from xentrs.results import RowStats, total, wrap_row_stats
-
-Reduction = Literal["none", "sum", "mean"]
 
 
 def row_stats(
@@ -79,6 +84,7 @@ def logsumexp(
     *,
     temperature: float = 1.0,
     softcap: float | None = None,
+    vocab_size: int | None = None,
     num_threads: int | None = None,
 ) -> Any:
     """Computes ln sum e^z of each row, float64, shape `logits.shape[:-1]`; z as in `row_stats`.
@@ -91,7 +97,9 @@ def logsumexp(
         >>> float(xentrs.logsumexp(np.zeros(8, dtype=np.float32)))  # ln 8
         2.0794415416798357
     """
-    adapter, columns, shape = _scan(logits, None, 0, num_threads, temperature=temperature, softcap=softcap)
+    adapter, columns, shape = _scan(
+        logits, None, 0, num_threads, temperature=temperature, softcap=softcap, vocab_size=vocab_size
+    )
     return adapter.wrap(columns["lse"].reshape(shape))
 
 
@@ -100,6 +108,7 @@ def entropy(
     *,
     temperature: float = 1.0,
     softcap: float | None = None,
+    vocab_size: int | None = None,
     num_threads: int | None = None,
 ) -> Any:
     """Computes the entropy of the softmax of each row in nats, float64, shape `logits.shape[:-1]`; never below 0.
@@ -115,7 +124,9 @@ def entropy(
     """
     if adapter_of(logits).lend(logits, "logits").array.shape[-1] == 0:
         raise ShapeError("logits have vocab 0, expected at least 1 column for an entropy")
-    return row_stats(logits, temperature=temperature, softcap=softcap, num_threads=num_threads).entropy
+    return row_stats(
+        logits, temperature=temperature, softcap=softcap, vocab_size=vocab_size, num_threads=num_threads
+    ).entropy
 
 
 def cross_entropy(
@@ -124,20 +135,29 @@ def cross_entropy(
     *,
     reduction: Reduction = "mean",
     ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    weight: Any = None,
     shift: int = 0,
     temperature: float = 1.0,
     softcap: float | None = None,
+    vocab_size: int | None = None,
     num_threads: int | None = None,
 ) -> Any:
-    """Computes the negative log-likelihood of each target in nats, float64: the meaning of
-    `torch.nn.functional.cross_entropy` with the class dimension last.
+    """Computes the cross-entropy of each target in nats, float64: the meaning of `torch.nn.functional.cross_entropy`
+    with the class dimension last.
 
     Args:
         logits: `(..., vocab)`.
         targets: `logits.shape[:-1]`.
-        reduction: "none" gives each row's nll, 0 where ignored; "sum" and "mean" a single number over the counted rows,
-            "mean" NaN if there is none. Sums are exact: their bits depend on no order.
-        ignore_index, shift, temperature, softcap, num_threads: as in `row_stats`.
+        reduction: "none" gives each row's loss, 0 where ignored; "sum" and "mean" a single number over the counted
+            rows, "mean" NaN if there is none. Sums are exact: their bits depend on no order.
+        label_smoothing: share e of the target's probability that is spread evenly, from 0 to 1:
+            `(1 - e) * nll + e * mean(lse - z)`. With e > 0 a logit of minus infinity makes the loss inf.
+        z_loss: adds `z_loss * lse**2` to each row (PaLM, arXiv 2204.02311).
+        weight: one weight for each class, `(vocab,)`; "mean" divides by the sum of the targets' weights, as torch does,
+            and the z-loss by the number of rows.
+        ignore_index, shift, temperature, softcap, vocab_size, num_threads: as in `row_stats`.
 
     Raises:
         ShapeError, DTypeError, TargetError, ParamError.
@@ -148,15 +168,75 @@ def cross_entropy(
         >>> float(xentrs.cross_entropy(logits, np.array([1, -100]), reduction="sum"))  # ln 2
         0.6931471805599453
     """
-    if reduction not in ("none", "sum", "mean"):
-        raise ParamError(f"reduction = {reduction!r}, expected 'none', 'sum' or 'mean'")
-    adapter, columns, shape = _scan_targets(
-        logits, targets, shift, num_threads, ignore_index=ignore_index, temperature=temperature, softcap=softcap
+    check_reduction(reduction)
+    if targets is None:
+        raise DTypeError("targets is None, expected class ids")
+    adapter, array, element, ids = lend_with_targets(logits, targets, shift)
+    weights = None if weight is None else lend_floats(weight, "weight")
+    columns = _xentrs.loss(
+        array,
+        element,
+        ids,
+        settings(ignore_index, temperature, softcap, vocab_size, num_threads),
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        weight=weights,
     )
-    if reduction == "none":
-        return adapter.wrap(columns["nll"].reshape(shape))
-    totals = total(columns["nll"], columns["token_count"])
-    return adapter.wrap(np.array(totals.nll_sum if reduction == "sum" else totals.mean_nll))
+    return reduce(columns, reduction, array.shape[:-1], adapter)
+
+
+def soft_cross_entropy(
+    logits: Any,
+    target_ids: Any,
+    target_probs: Any,
+    *,
+    reduction: Reduction = "mean",
+    ignore_index: int = -100,
+    normalize: bool = False,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    vocab_size: int | None = None,
+    num_threads: int | None = None,
+) -> Any:
+    """Computes the cross-entropy under a target distribution that is given by a few columns of each row, in nats,
+    float64: `sum(target_probs * (lse - z[target_ids]))`. One read of the logits.
+
+    Args:
+        logits: `(..., vocab)`.
+        target_ids: `(..., k)`; ids equal to `ignore_index` are left out, a row of nothing else is ignored.
+        target_probs: `(..., k)`, at least 0. A probability of 0 counts as 0 also where the logit is minus infinity.
+        normalize: divide each row of `target_probs` by its sum, as the k largest of a distribution need it. Without it
+            each row must sum to 1 within 1e-3.
+        reduction, ignore_index, temperature, softcap, vocab_size, num_threads: as in `cross_entropy`.
+
+    Raises:
+        NotNormalizedError, ShapeError, DTypeError, TargetError, ParamError.
+
+    Example:
+        >>> import numpy as np, xentrs
+        >>> logits = np.array([[0.0, 1.0, 2.0]])
+        >>> float(xentrs.soft_cross_entropy(logits, np.array([[0, 2]]), np.array([[0.5, 0.5]])).round(6))
+        1.407606
+    """
+    check_reduction(reduction)
+    adapter = adapter_of(logits)
+    array, element = adapter.lend(logits, "logits")
+    ids = adapter_of(target_ids).copy_targets(target_ids, "target_ids")
+    shares = lend_floats(target_probs, "target_probs")
+    if ids.ndim == 0 or ids.shape[:-1] != array.shape[:-1] or shares.shape != ids.shape:
+        raise ShapeError(
+            f"target_ids and target_probs have shapes {ids.shape} and {shares.shape}, expected both (..., k) with one"
+            f" row for each row of logits {array.shape}"
+        )
+    columns = _xentrs.soft_cross_entropy(
+        array,
+        element,
+        ids.reshape(-1),
+        shares.reshape(-1),
+        settings(ignore_index, temperature, softcap, vocab_size, num_threads),
+        normalize=normalize,
+    )
+    return reduce(columns, reduction, array.shape[:-1], adapter)
 
 
 def perplexity(
@@ -167,6 +247,7 @@ def perplexity(
     ignore_index: int = -100,
     temperature: float = 1.0,
     softcap: float | None = None,
+    vocab_size: int | None = None,
     num_threads: int | None = None,
 ) -> float:
     """Computes e to the mean nll over the counted rows; NaN if there is none, inf beyond float64. Arguments and errors
@@ -177,58 +258,19 @@ def perplexity(
         >>> round(xentrs.perplexity(np.zeros((3, 7), dtype=np.float32), np.array([0, 3, 6])), 6)
         7.0
     """
-    _, columns, _ = _scan_targets(
-        logits, targets, shift, num_threads, ignore_index=ignore_index, temperature=temperature, softcap=softcap
+    if targets is None:
+        raise DTypeError("targets is None, expected class ids")
+    _, columns, _ = _scan(
+        logits,
+        targets,
+        shift,
+        num_threads,
+        ignore_index=ignore_index,
+        temperature=temperature,
+        softcap=softcap,
+        vocab_size=vocab_size,
     )
     return total(columns["nll"], columns["token_count"]).perplexity
-
-
-def kl_divergence(
-    p_logits: Any,
-    q_logits: Any,
-    *,
-    temperature: float = 1.0,
-    reduction: Reduction = "none",
-    return_flags: bool = False,
-    num_threads: int | None = None,
-) -> Any:
-    """Computes KL(p||q) = sum p ln(p / q) of the softmaxes of each row, p first, in nats, float64, never below 0.
-
-    Args:
-        p_logits, q_logits: both `(..., vocab)`. If their dtypes differ, both are copied to the wider one: float64 if
-            one is, else float32.
-        temperature: divides both.
-        reduction: "none" gives each row's divergence, "sum" and "mean" a single number over all rows.
-        return_flags: also return the rows' flags (see `Flag`), shape `p_logits.shape[:-1]`.
-        num_threads: as in `row_stats`.
-
-    Raises:
-        ShapeError, DTypeError, ParamError.
-
-    Example:
-        >>> import numpy as np, xentrs
-        >>> p, q = np.array([0.0, 1.0]), np.array([1.0, 1.0])
-        >>> round(float(xentrs.kl_divergence(p, q)), 9)
-        0.110944072
-    """
-    if reduction not in ("none", "sum", "mean"):
-        raise ParamError(f"reduction = {reduction!r}, expected 'none', 'sum' or 'mean'")
-    adapter = adapter_of(p_logits)
-    p = adapter.lend(p_logits, "p_logits")
-    q = adapter_of(q_logits).lend(q_logits, "q_logits")
-    if p.array.shape != q.array.shape:
-        raise ShapeError(f"q_logits have shape {q.array.shape}, expected {p.array.shape} as p_logits have")
-    if p.element != q.element:
-        wider = "float64" if "float64" in (p.element, q.element) else "float32"
-        p, q = promote(p, wider), promote(q, wider)
-    values, flags = _xentrs.kl_divergence(p.array, q.array, p.element, temperature=temperature, num_threads=num_threads)
-    shape = p.array.shape[:-1]
-    if reduction == "none":
-        result = adapter.wrap(values.reshape(shape))
-    else:
-        totals = total(values, values.size)
-        result = adapter.wrap(np.array(totals.nll_sum if reduction == "sum" else totals.mean_nll))
-    return (result, adapter.wrap(flags.reshape(shape))) if return_flags else result
 
 
 def _scan(
@@ -246,68 +288,18 @@ def _scan(
     strict: bool = False,
 ) -> tuple[Adapter, dict[str, Any], tuple[int, ...]]:
     """Runs the extension: the caller's adapter, the flat columns and the shape of the rows."""
-    adapter = adapter_of(logits)
-    array, element = adapter.lend(logits, "logits")
-    ids = None if targets is None else adapter_of(targets).copy_targets(targets)
-    array, ids = _align(array, ids, shift)
+    adapter, array, element, ids = lend_with_targets(logits, targets, shift)
     columns = _xentrs.row_stats(
         array,
         element,
         ids,
         all=all,
-        ignore_index=_index(ignore_index),
+        ignore_index=check_index(ignore_index),
         temperature=temperature,
         softcap=softcap,
-        top_k=_count(top_k, "top_k"),
-        vocab_size=None if vocab_size is None else _count(vocab_size, "vocab_size"),
+        top_k=check_count(top_k, "top_k"),
+        vocab_size=None if vocab_size is None else check_count(vocab_size, "vocab_size"),
         strict=strict,
         num_threads=num_threads,
     )
     return adapter, columns, array.shape[:-1]
-
-
-def _scan_targets(
-    logits: Any, targets: Any, shift: int, num_threads: int | None, **settings: Any
-) -> tuple[Adapter, dict[str, Any], tuple[int, ...]]:
-    """Runs the extension where there is nothing to compute without targets."""
-    if targets is None:
-        raise DTypeError("targets is None, expected class ids")
-    return _scan(logits, targets, shift, num_threads, **settings)
-
-
-def _align(array: Any, ids: Any, shift: int) -> tuple[Any, Any]:
-    """Checks that there is one target for each row, applies the shift as a view, and flattens the targets."""
-    rows = array.shape[:-1]
-    if ids is not None and ids.shape != rows:
-        message = f"targets have shape {ids.shape}, expected {rows}: one for each row of logits {array.shape}"
-        if array.ndim > 2 and ids.shape == (array.shape[0], *array.shape[2:]):
-            message += "; classes on axis 1, as torch has them, go last by logits.movedim(1, -1) or np.moveaxis"
-        raise ShapeError(message)
-    shift = _count(shift, "shift")
-    if shift:
-        if not rows:
-            raise ShapeError(f"shift = {shift} needs logits of shape (..., length, vocab), not {array.shape}")
-        length = max(rows[-1] - shift, 0)
-        array = array[..., :length, :]
-        ids = None if ids is None else np.ascontiguousarray(ids[..., rows[-1] - length :])
-    return array, None if ids is None else ids.reshape(-1)
-
-
-def _count(value: int, name: str) -> int:
-    """Checks a whole number, at least 0."""
-    if _whole(value, name) < 0:
-        raise ParamError(f"{name} = {value}, expected a whole number, at least 0")
-    return int(value)
-
-
-def _index(value: int) -> int:
-    """Checks `ignore_index`, which is any 64-bit integer."""
-    if not -(2**63) <= _whole(value, "ignore_index") < 2**63:
-        raise ParamError(f"ignore_index = {value}, expected a 64-bit integer")
-    return int(value)
-
-
-def _whole(value: int, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise DTypeError(f"{name} = {value!r}, expected a whole number")
-    return int(value)

@@ -9,9 +9,9 @@ import numpy as np
 
 from xentrs import _xentrs
 from xentrs.adapters.numpy import promote
+from xentrs.arguments import align, check_count, check_index
 from xentrs.dispatch import Adapter, adapter_named, adapter_of
 from xentrs.errors import DTypeError, ParamError, ShapeError
-from xentrs.functional import _align, _count, _index
 from xentrs.results import PerplexityResult, RowStats, wrap_row_stats
 
 _Metric = TypeVar("_Metric")
@@ -34,13 +34,13 @@ class Perplexity:
 
     def __init__(self, ignore_index: int = -100) -> None:
         """Starts without a token."""
-        self.ignore_index = _index(ignore_index)
+        self.ignore_index = check_index(ignore_index)
         self._state = _xentrs.Perplexity()
 
     def update(self, logits: Any, targets: Any, *, shift: int = 0, num_threads: int | None = None) -> None:
         """Adds the rows of `logits` `(..., vocab)`, with their targets. Errors as in `cross_entropy`."""
         array, element = adapter_of(logits).lend(logits, "logits")
-        array, ids = _align(array, adapter_of(targets).copy_targets(targets), shift)
+        array, ids = align(array, adapter_of(targets).copy_targets(targets), shift)
         self._state.update(array, element, ids, ignore_index=self.ignore_index, num_threads=num_threads)
 
     def update_nll(self, nll: Any, token_count: int | None = None) -> None:
@@ -51,7 +51,7 @@ class Perplexity:
             token_count: tokens that they cover together; their number if not given.
         """
         values = np.atleast_1d(np.asarray(nll, dtype=np.float64)).reshape(-1)
-        count = values.size if token_count is None else _count(token_count, "token_count")
+        count = values.size if token_count is None else check_count(token_count, "token_count")
         self._state.update_nll(np.ascontiguousarray(values), count)
 
     def merge_state(self, other: Perplexity) -> Perplexity:
@@ -121,13 +121,13 @@ class RowStatsState:
         """Checks the settings; no column has come yet."""
         self._ids = None if targets is None else adapter_of(targets).copy_targets(targets).reshape(-1)
         self._target_logits = None if target_logits is None else _as_float64(target_logits)
-        self._rows = None if rows is None else _count(rows, "rows")
+        self._rows = None if rows is None else check_count(rows, "rows")
         if self._ids is not None:
             self._rows = len(self._ids)
-        self._vocab = _count(vocab, "vocab")
+        self._vocab = check_count(vocab, "vocab")
         self._temperature = temperature
-        self._top_k = _count(top_k, "top_k")
-        self._ignore_index = _index(ignore_index)
+        self._top_k = check_count(top_k, "top_k")
+        self._ignore_index = check_index(ignore_index)
         self._adapter: Adapter = adapter_of(targets)
         self._state: _xentrs.RowStatsState | None = None
         if self._target_logits is not None and self._ids is None:
@@ -170,7 +170,7 @@ class RowStatsState:
         if self._state.is_double != (element == "float64"):
             expected = "float64" if self._state.is_double else "float32, float16 or bfloat16"
             raise DTypeError(f"logits_chunk has dtype {element}, expected {expected} as the chunks before")
-        start = _count(start_column, "start_column")
+        start = check_count(start_column, "start_column")
         self._state.update(array, element, start, num_threads=num_threads)
 
     def merge_state(self, other: RowStatsState) -> RowStatsState:

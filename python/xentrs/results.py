@@ -123,6 +123,54 @@ class RowStats:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Divergences:
+    """Divergences of two arrays of logits, row by row, in nats; arrays of shape `p_logits.shape[:-1]`, float64."""
+
+    kl_divergence: Any
+    """KL(p||q)."""
+    reverse_kl_divergence: Any
+    """KL(q||p)."""
+    symmetric_kl_divergence: Any
+    """Their sum (Jeffreys' divergence)."""
+    cross_entropy: Any
+    """-sum p ln q."""
+    cross_varentropy: Any
+    """Variance of ln q under p; NaN where q is 0 and p is not."""
+    flags: Any
+    """What is unusual about the rows, see `Flag`; of either direction."""
+
+
+@dataclass(frozen=True, eq=False)
+class TemperatureGrid:
+    """Statistics at several inverse temperatures b, arrays of shape `(..., len(inverse_temperatures))`, float64."""
+
+    inverse_temperatures: Any
+    """The list, as numpy float64."""
+    lse: Any
+    """ln sum e^(b z)."""
+    mean: Any
+    """Mean of z under softmax(b z)."""
+    variance: Any
+    """Variance of z under softmax(b z)."""
+    entropy: Any
+    """Entropy of softmax(b z)."""
+    nll: Any
+    """-ln softmax(b z) of the target; NaN without targets, 0 where ignored."""
+    flags: Any
+    """What is unusual about the rows, `logits.shape[:-1]`, see `Flag`."""
+
+
+@dataclass(frozen=True, eq=False)
+class LogProbMoments:
+    """Moments of a row's log-probabilities over the vocabulary, arrays of shape `logits.shape[:-1]`, float64."""
+
+    mean: Any
+    """Mean, every column with the same weight."""
+    variance: Any
+    """Variance, every column with the same weight."""
+
+
 def total(nll: np.ndarray[Any, np.dtype[np.float64]], token_count: int) -> PerplexityResult:
     """Sums nll values exactly; zeros of ignored rows change nothing."""
     state = _xentrs.Perplexity()

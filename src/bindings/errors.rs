@@ -14,6 +14,7 @@ pub(super) fn exception(py: Python<'_>, error: &Error) -> PyErr {
         }
         Target { .. } => "TargetError",
         VocabSize { .. } | Parameter { .. } | StateMismatch { .. } => "ParamError",
+        NotNormalized { .. } => "NotNormalizedError",
         SavedState { .. } => "FormatError",
         NonFinite { .. } => "NonFiniteError",
         UnknownIsa { .. } | IsaUnavailable { .. } => "IsaError",

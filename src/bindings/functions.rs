@@ -4,7 +4,7 @@ use super::arrays::{LentLogits, with_logits};
 use super::call::{detached, warn_of_rounding};
 use super::errors;
 use crate::error::Error;
-use crate::input::Targets;
+use crate::input::{SoftTargets, Targets, TopKDistribution};
 use crate::ops::{self, Options};
 use crate::output::RowColumns;
 use crate::plan::Execution;
@@ -20,13 +20,49 @@ pub(super) enum TargetIds<'py> {
     Unsigned(PyReadonlyArray1<'py, u64>),
 }
 
+/// Gives the ids to a constructor, whatever their sign.
+macro_rules! with_ids {
+    ($ids:expr, $py:expr, |$values:ident| $made:expr) => {{
+        let made = match $ids {
+            TargetIds::Signed(ids) => {
+                let $values = ids.as_slice()?.iter().copied();
+                $made
+            }
+            TargetIds::Unsigned(ids) => {
+                let $values = ids.as_slice()?.iter().copied();
+                $made
+            }
+        };
+        made.map_err(|error| errors::exception($py, &error))
+    }};
+}
+
 impl TargetIds<'_> {
     pub(super) fn checked(&self, py: Python<'_>, vocab: usize, ignore_index: i64) -> PyResult<Targets> {
-        let targets = match self {
-            Self::Signed(ids) => Targets::new(ids.as_slice()?.iter().copied(), vocab, ignore_index),
-            Self::Unsigned(ids) => Targets::new(ids.as_slice()?.iter().copied(), vocab, ignore_index),
-        };
-        targets.map_err(|error| errors::exception(py, &error))
+        with_ids!(self, py, |ids| Targets::new(ids, vocab, ignore_index))
+    }
+
+    pub(super) fn soft(
+        &self,
+        py: Python<'_>,
+        shares: &[f64],
+        shape: (usize, usize),
+        vocab: usize,
+        ignore_index: i64,
+        normalize: bool,
+    ) -> PyResult<SoftTargets> {
+        with_ids!(self, py, |ids| SoftTargets::new(ids, shares, shape, vocab, ignore_index, normalize))
+    }
+
+    pub(super) fn top_k(
+        &self,
+        py: Python<'_>,
+        log_probs: &[f64],
+        k: usize,
+        vocab: usize,
+        ignore_index: i64,
+    ) -> PyResult<TopKDistribution> {
+        with_ids!(self, py, |ids| TopKDistribution::new(ids, log_probs, k, vocab, ignore_index))
     }
 }
 
@@ -71,46 +107,6 @@ pub(super) fn row_stats<'py>(
         detached(py, |interrupt| ops::scan(&view, targets.as_ref(), &options, all, interrupt))
     })?;
     wrap(py, columns)
-}
-
-#[pyfunction]
-#[pyo3(signature = (p_logits, q_logits, element, *, temperature, num_threads))]
-pub(super) fn kl_divergence<'py>(
-    py: Python<'py>,
-    p_logits: &Bound<'py, PyUntypedArray>,
-    q_logits: &Bound<'py, PyUntypedArray>,
-    element: &str,
-    temperature: f64,
-    num_threads: Option<i64>,
-) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
-    let execution = execution(py, num_threads)?;
-    let p = LentLogits::borrow(p_logits, element)?;
-    let q = LentLogits::borrow(q_logits, element)?;
-    macro_rules! run {
-        ($p:expr, $q:expr) => {
-            detached(py, |interrupt| ops::kl_divergence_with(&$p?, &$q?, temperature, &execution, interrupt))
-        };
-    }
-    let columns = match (&p, &q) {
-        (LentLogits::F32(p), LentLogits::F32(q)) => {
-            let (p, q) = (super::arrays::view::<f32, f32>(p), super::arrays::view::<f32, f32>(q));
-            run!(p, q)
-        }
-        (LentLogits::F64(p), LentLogits::F64(q)) => {
-            let (p, q) = (super::arrays::view::<f64, f64>(p), super::arrays::view::<f64, f64>(q));
-            run!(p, q)
-        }
-        (LentLogits::F16(p), LentLogits::F16(q)) => {
-            let (p, q) = (super::arrays::view::<_, half::f16>(p), super::arrays::view::<_, half::f16>(q));
-            run!(p, q)
-        }
-        (LentLogits::Bf16(p), LentLogits::Bf16(q)) => {
-            let (p, q) = (super::arrays::view::<_, half::bf16>(p), super::arrays::view::<_, half::bf16>(q));
-            run!(p, q)
-        }
-        _ => unreachable!("both were borrowed as the same element"),
-    }?;
-    Ok((columns.kl_divergence.into_pyarray(py).into_any(), columns.flags.into_pyarray(py).into_any()))
 }
 
 #[pyfunction]

@@ -5,6 +5,8 @@ mod arrays;
 mod call;
 mod errors;
 mod functions;
+mod losses;
+mod pairs;
 mod states;
 
 use pyo3::prelude::*;
@@ -12,7 +14,11 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _xentrs {
     #[pymodule_export]
-    use super::functions::{available_isas, isa, kl_divergence, num_threads, panic_for_tests, read_probe, row_stats};
+    use super::functions::{available_isas, isa, num_threads, panic_for_tests, read_probe, row_stats};
+    #[pymodule_export]
+    use super::losses::{loss, renyi_entropy, soft_cross_entropy, temperature_grid};
+    #[pymodule_export]
+    use super::pairs::{divergences, js_divergence, kl_divergence, top_k_kl_divergence};
     #[pymodule_export]
     use super::states::{Perplexity, RowStatsState};
     use super::*;

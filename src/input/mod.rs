@@ -5,10 +5,12 @@
 mod leaf;
 mod logits;
 mod targets;
+mod top_k;
 
 pub(crate) use leaf::{LEAF, LEAF_BLOCKS, Leaf, LeafScratch};
 pub use logits::LogitsView;
 pub(crate) use logits::RowView;
 #[cfg(feature = "python")]
 pub(crate) use logits::{Axis, extent};
-pub use targets::Targets;
+pub use targets::{SoftTargets, Targets};
+pub use top_k::TopKDistribution;

@@ -35,6 +35,7 @@ impl<E: Element> Job for KlRow<'_, '_, E> {
 /// Float64 lanes of the sums named as in [`KlLeaf`].
 struct Totals<S: Simd, E: Element> {
     p_mass: S::F64,
+    all_mass: S::F64,
     q_mass: S::F64,
     surplus: S::F64,
     cross: S::F64,
@@ -52,7 +53,12 @@ struct Scale<S: Simd, E: Element> {
 }
 
 #[inline(always)]
-fn kl_leaf<S: Simd, E: Element>(simd: S, p: &Leaf<'_, E>, q: &Leaf<'_, E>, inverse_temperature: E::Compute) -> KlLeaf {
+pub(super) fn kl_leaf<S: Simd, E: Element>(
+    simd: S,
+    p: &Leaf<'_, E>,
+    q: &Leaf<'_, E>,
+    inverse_temperature: E::Compute,
+) -> KlLeaf {
     let p_max = BlockMaxima::<S, E>::of(simd, p).max();
     let q_max = BlockMaxima::<S, E>::of(simd, q).max();
     let scale = Scale {
@@ -64,6 +70,7 @@ fn kl_leaf<S: Simd, E: Element>(simd: S, p: &Leaf<'_, E>, q: &Leaf<'_, E>, inver
     let unsupported = E::splat(simd, E::Compute::NEG_INFINITY);
     let mut totals = Totals::<S, E> {
         p_mass: zero,
+        all_mass: zero,
         q_mass: zero,
         surplus: zero,
         cross: zero,
@@ -80,6 +87,7 @@ fn kl_leaf<S: Simd, E: Element>(simd: S, p: &Leaf<'_, E>, q: &Leaf<'_, E>, inver
         has_nan: totals.ordered != u16::MAX,
         unsupported: totals.unsupported.max_lane().into(),
         p_mass: totals.p_mass.sum_lanes(),
+        all_mass: totals.all_mass.sum_lanes(),
         q_mass: totals.q_mass.sum_lanes(),
         surplus: totals.surplus.sum_lanes(),
         cross: totals.cross.sum_lanes(),
@@ -105,7 +113,8 @@ fn add_block<S: Simd, E: Element>(
     let zero = E::splat(simd, E::Compute::ZERO);
     let half = E::splat(simd, E::Compute::from_f64(0.5));
     let minus_infinity = E::splat(simd, E::Compute::NEG_INFINITY);
-    let (mut p_mass, mut q_mass, mut surplus, mut cross, mut excess_sum) = (zero, zero, zero, zero, zero);
+    let (mut p_mass, mut all_mass, mut q_mass) = (zero, zero, zero);
+    let (mut surplus, mut cross, mut excess_sum) = (zero, zero, zero);
     for vector in 0..BLOCK_VECTORS {
         p_block.prefetch(simd, vector, p.distance_to_next());
         q_block.prefetch(simd, vector, q.distance_to_next());
@@ -114,7 +123,8 @@ fn add_block<S: Simd, E: Element>(
         let p_d = p_logits.sub(scale.p_reference).mul(scale.inverse_temperature);
         let q_d = q_logits.sub(scale.q_reference).mul(scale.inverse_temperature);
         let t = exp_or_zero(q_d);
-        let w = q_logits.select_equal(minus_infinity, zero, exp_or_zero(p_d));
+        let weight = exp_or_zero(p_d);
+        let w = q_logits.select_equal(minus_infinity, zero, weight);
         let candidate = q_logits.select_equal(minus_infinity, p_logits, minus_infinity);
         totals.unsupported = candidate.max(totals.unsupported);
 
@@ -124,12 +134,14 @@ fn add_block<S: Simd, E: Element>(
         let close = excess(b).mul(b).mul(weighted);
         let difference = t.sub(w);
         p_mass = p_mass.add(w);
+        all_mass = all_mass.add(weight);
         q_mass = q_mass.add(t);
         cross = cross.add(weighted);
         excess_sum = excess_sum.add(magnitude.select_less(half, close, weighted.add(difference)));
         surplus = surplus.add(magnitude.select_less(half, close.sub(weighted), difference));
     }
     totals.p_mass = totals.p_mass.add(E::total(simd, p_mass));
+    totals.all_mass = totals.all_mass.add(E::total(simd, all_mass));
     totals.q_mass = totals.q_mass.add(E::total(simd, q_mass));
     totals.surplus = totals.surplus.add(E::total(simd, surplus));
     totals.cross = totals.cross.add(E::total(simd, cross));

@@ -2,6 +2,8 @@
 //! element; it knows nothing of threads.
 
 pub(crate) mod kl;
+pub(crate) mod pair;
 pub(crate) mod probe;
 pub(crate) mod row_stats;
 pub(crate) mod rows;
+pub(crate) mod tempered;

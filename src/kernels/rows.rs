@@ -25,6 +25,8 @@ pub(crate) struct ScanRow<'j, 'a, E: Element> {
     pub(crate) leaves: Range<usize>,
     /// The target's logit after the soft cap.
     pub(crate) target_logit: Option<E::Compute>,
+    /// Columns to count as impossible.
+    pub(crate) without: &'j [usize],
     pub(crate) scratch: &'j mut LeafScratch<E>,
     pub(crate) partial: &'j mut RowPartial,
 }
@@ -40,8 +42,9 @@ impl<E: Element> Job for ScanRow<'_, '_, E> {
         for index in self.leaves.clone() {
             let leaf = self.row.leaf(index, columns);
             let start = (index * LEAF) as u64;
-            let max = if let Some(cap) = self.scan.softcap {
-                let leaf = cap_leaf(simd, &leaf, cap, capped);
+            let leaves_out = || self.without.iter().any(|column| column / LEAF == index);
+            let max = if self.scan.softcap.is_some() || leaves_out() {
+                let leaf = change_leaf(simd, &leaf, self.scan.softcap, self.without, index, capped);
                 scan_leaf(simd, &leaf, &self.scan, self.target_logit, start, self.partial)
             } else {
                 scan_leaf(simd, &leaf, &self.scan, self.target_logit, start, self.partial)
@@ -55,8 +58,8 @@ impl<E: Element> Job for ScanRow<'_, '_, E> {
             // Only the leaf that holds the largest logit is searched for its column; it is still in cache.
             let leaf = self.row.leaf(index, columns);
             let start = (index * LEAF) as u64;
-            let peak = if let Some(cap) = self.scan.softcap {
-                peak_of(simd, &cap_leaf(simd, &leaf, cap, capped), start)
+            let peak = if self.scan.softcap.is_some() {
+                peak_of(simd, &change_leaf(simd, &leaf, self.scan.softcap, self.without, index, capped), start)
             } else {
                 peak_of(simd, &leaf, start)
             };
@@ -112,25 +115,32 @@ pub(crate) fn scan_leaf_whole<S: Simd, E: Element>(
     partial
 }
 
-/// The leaf after `cap * tanh(logit / cap)`, in `capped`.
+/// Leaf number `index` after `cap * tanh(logit / cap)` and without some of the row's columns, in `changed`.
 #[inline(always)]
-fn cap_leaf<'c, S: Simd, E: Element>(
+pub(super) fn change_leaf<'c, S: Simd, E: Element>(
     simd: S,
     leaf: &Leaf<'_, E>,
-    cap: f64,
-    capped: &'c mut [E::Compute],
+    softcap: Option<f64>,
+    without: &[usize],
+    index: usize,
+    changed: &'c mut [E::Compute],
 ) -> Leaf<'c, E::Compute> {
-    let cap = E::splat(simd, E::Compute::from_f64(cap));
-    for index in 0..leaf.blocks() {
+    for block in 0..leaf.blocks() {
         for vector in 0..BLOCK_VECTORS {
-            let logits = leaf.block(index).load(simd, vector);
-            let values = math::tanh(logits.div(cap)).mul(cap).to_array();
-            let first = index * BLOCK + vector * LANES;
-            capped[first..first + LANES].copy_from_slice(&values);
+            let mut logits = leaf.block(block).load(simd, vector);
+            if let Some(cap) = softcap {
+                let cap = E::splat(simd, E::Compute::from_f64(cap));
+                logits = math::tanh(logits.div(cap)).mul(cap);
+            }
+            let first = block * BLOCK + vector * LANES;
+            changed[first..first + LANES].copy_from_slice(&logits.to_array());
         }
     }
-    capped[leaf.columns()..leaf.blocks() * BLOCK].fill(E::Compute::NEG_INFINITY);
-    Leaf::from_padded(capped, leaf.columns())
+    changed[leaf.columns()..leaf.blocks() * BLOCK].fill(E::Compute::NEG_INFINITY);
+    for column in without.iter().filter(|column| *column / LEAF == index) {
+        changed[column % LEAF] = E::Compute::NEG_INFINITY;
+    }
+    Leaf::from_padded(changed, leaf.columns())
 }
 
 /// One logit after the soft cap, with the bits that its lane has in the leaf.

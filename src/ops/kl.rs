@@ -49,34 +49,23 @@ pub fn kl_divergence<E: Element>(
     temperature: f64,
     execution: &Execution,
 ) -> Result<KlColumns, Error> {
-    kl_divergence_with(p_logits, q_logits, temperature, execution, &never)
+    kl_divergence_with(p_logits, q_logits, temperature, false, execution, &never)
 }
 
 pub(crate) fn kl_divergence_with<E: Element>(
     p: &LogitsView<'_, E>,
     q: &LogitsView<'_, E>,
     temperature: f64,
+    log_probs: bool,
     execution: &Execution,
     interrupt: Interrupt<'_>,
 ) -> Result<KlColumns, Error> {
-    check_positive("temperature", temperature)?;
-    if (p.rows(), p.vocab()) != (q.rows(), q.vocab()) {
-        let (left_shape, right_shape) = (vec![q.rows(), q.vocab()], vec![p.rows(), p.vocab()]);
-        return Err(Error::ShapeMismatch { left: "q_logits", left_shape, right: "p_logits", right_shape });
-    }
-    if p.vocab() == 0 {
-        return Err(Error::EmptyVocabulary { operation: "a KL divergence" });
-    }
+    check_pair(p, q, temperature)?;
     let plan = Plan::new(p.rows(), p.vocab(), execution)?;
-    let scale = KlScale {
-        inverse_temperature: 1.0 / temperature,
-        lowest_exponent: E::Compute::LOWEST_EXPONENT.into(),
-        unit_roundoff: E::Compute::UNIT_ROUNDOFF,
-        vocab: p.vocab(),
-    };
+    let scale = kl_scale::<E>(p.vocab(), temperature);
     let (values, flags) = (try_filled(p.rows(), f64::NAN)?, try_filled(p.rows(), 0)?);
     let mut columns = KlColumns { kl_divergence: values, flags };
-    let work = KlWork { p, q, scale, isa: plan.isa, fault: Mutex::new(None), slots: PhantomData };
+    let work = KlWork { p, q, scale, log_probs, isa: plan.isa, fault: Mutex::new(None), slots: PhantomData };
     run::rows(&plan, p.rows(), p.vocab().div_ceil(LEAF), &work, |size| columns.slots(size), interrupt)?;
     match work.fault.into_inner().expect("the lock is held only to store a fault") {
         Some(fault) => Err(fault),
@@ -84,13 +73,59 @@ pub(crate) fn kl_divergence_with<E: Element>(
     }
 }
 
+/// Two arrays of one shape, and a temperature in range.
+pub(super) fn check_pair<E: Element>(
+    p: &LogitsView<'_, E>,
+    q: &LogitsView<'_, E>,
+    temperature: f64,
+) -> Result<(), Error> {
+    check_positive("temperature", temperature)?;
+    if (p.rows(), p.vocab()) != (q.rows(), q.vocab()) {
+        let (left_shape, right_shape) = (vec![q.rows(), q.vocab()], vec![p.rows(), p.vocab()]);
+        return Err(Error::ShapeMismatch { left: "q_logits", left_shape, right: "p_logits", right_shape });
+    }
+    if p.vocab() == 0 {
+        return Err(Error::EmptyVocabulary { operation: "a divergence" });
+    }
+    Ok(())
+}
+
+pub(super) fn kl_scale<E: Element>(vocab: usize, temperature: f64) -> KlScale {
+    KlScale {
+        inverse_temperature: 1.0 / temperature,
+        lowest_exponent: E::Compute::LOWEST_EXPONENT.into(),
+        unit_roundoff: E::Compute::UNIT_ROUNDOFF,
+        vocab,
+    }
+}
+
 struct KlWork<'w, 'a, 's, E: Element> {
     p: &'w LogitsView<'a, E>,
     q: &'w LogitsView<'a, E>,
     scale: KlScale,
+    /// Whether p's logits must be log-probabilities.
+    log_probs: bool,
     isa: Isa,
     fault: Mutex<Option<Error>>,
     slots: PhantomData<fn(&'s ())>,
+}
+
+/// By so much may the log-sum-exp of log-probabilities differ from 0.
+const NORMALIZED: f64 = 1e-3;
+
+impl<E: Element> KlWork<'_, '_, '_, E> {
+    /// Where p must be log-probabilities, a row that has a distribution is one that sums to 1.
+    fn check_normalized(&self, row: usize, sums: &[KlLeaf]) -> Result<(), Error> {
+        if !self.log_probs || sums.iter().any(|leaf| leaf.has_nan) {
+            return Ok(());
+        }
+        let (max, log_mass) = kl::log_mass(sums, self.scale.inverse_temperature);
+        let lse = max * self.scale.inverse_temperature + log_mass;
+        if max.is_infinite() || lse.abs() <= NORMALIZED {
+            return Ok(());
+        }
+        Err(Error::NotNormalized { what: "p_logits", row, sum: libm::exp(lse) })
+    }
 }
 
 impl<'s, E: Element> RowWork for KlWork<'_, '_, 's, E> {
@@ -120,8 +155,8 @@ impl<'s, E: Element> RowWork for KlWork<'_, '_, 's, E> {
         sums.clear();
     }
 
-    fn write(&self, _row: usize, sums: &Vec<KlLeaf>, (values, flags): &mut Self::Slots, index: usize) {
-        match kl::finish(sums, &self.scale) {
+    fn write(&self, row: usize, sums: &Vec<KlLeaf>, (values, flags): &mut Self::Slots, index: usize) {
+        match self.check_normalized(row, sums).and_then(|()| kl::finish(sums, &self.scale)) {
             Ok((value, row_flags)) => {
                 values[index] = value;
                 flags[index] = row_flags.bits();

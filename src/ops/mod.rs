@@ -2,14 +2,31 @@
 
 mod chunks;
 mod kl;
+mod loss;
+mod pair;
 mod rows;
+mod tempered;
+mod top_k;
 
 #[cfg(feature = "python")]
 pub(crate) use kl::kl_divergence_with;
 pub use kl::{KlColumns, kl_divergence};
+pub use loss::{LossColumns, LossOptions, loss, soft_cross_entropy};
+#[cfg(feature = "python")]
+pub(crate) use loss::{loss_with, soft_cross_entropy_with};
+pub use pair::{DivergenceColumns, divergences, js_divergence};
+#[cfg(feature = "python")]
+pub(crate) use pair::{divergences_with, js_divergence_with};
 #[cfg(feature = "python")]
 pub(crate) use rows::scan;
 pub use rows::{cross_entropy, entropy, logsumexp, perplexity, read_probe, row_stats};
+
+pub use tempered::{TemperatureColumns, renyi_entropy, temperature_grid};
+#[cfg(feature = "python")]
+pub(crate) use tempered::{renyi_entropy_with, temperature_grid_with};
+pub use top_k::top_k_kl_divergence;
+#[cfg(feature = "python")]
+pub(crate) use top_k::top_k_kl_divergence_with;
 
 use crate::error::Error;
 use crate::plan::Execution;

@@ -1,5 +1,6 @@
 //! Quantities of one array of logits.
 
+use super::tempered::check_rows;
 use super::{Options, never};
 use crate::error::Error;
 use crate::input::{LEAF, LeafScratch, LogitsView, RowView, Targets};
@@ -104,12 +105,7 @@ pub(crate) fn scan<E: Element>(
     interrupt: Interrupt<'_>,
 ) -> Result<RowColumns, Error> {
     let inverse_temperature = options.checked(logits.vocab())?;
-    if let Some(targets) = targets
-        && targets.rows() != logits.rows()
-    {
-        let (left_shape, right_shape) = (vec![targets.rows()], vec![logits.rows()]);
-        return Err(Error::ShapeMismatch { left: "targets", left_shape, right: "the rows of logits", right_shape });
-    }
+    check_rows(logits, targets)?;
     let plan = Plan::new(logits.rows(), logits.vocab(), &options.execution)?;
     let mut columns = RowColumns::allocate(logits.rows(), all, options.top_k)?;
     let scan = Scan { inverse_temperature, softcap: options.softcap, all };
@@ -140,11 +136,7 @@ impl<E: Element> ScanWork<'_, '_, '_, E> {
 
     /// The target's logit after the soft cap.
     fn target_logit(&self, row: usize, view: RowView<'_, E>) -> Option<E::Compute> {
-        let logit = view.logit(self.targets?.column(row)?).widen();
-        Some(match self.scan.softcap {
-            Some(cap) => self.isa.run(CapLogit { logit, cap }),
-            None => logit,
-        })
+        Some(target_logit(self.isa, self.scan.softcap, view, self.targets?.column(row)?))
     }
 }
 
@@ -165,7 +157,7 @@ impl<'s, E: Element> RowWork for ScanWork<'_, '_, 's, E> {
         if self.reads(row) {
             let view = self.logits.row(row);
             let target_logit = self.target_logit(row, view);
-            self.isa.run(ScanRow { scan: self.scan, row: view, leaves, target_logit, scratch, partial });
+            self.isa.run(ScanRow { scan: self.scan, row: view, leaves, target_logit, without: &[], scratch, partial });
         }
     }
 
@@ -191,6 +183,17 @@ impl<'s, E: Element> RowWork for ScanWork<'_, '_, 's, E> {
             partial.write_top(&stats, inverse_temperature, log_probs, ids);
         }
     }
+}
+
+/// One logit after the soft cap.
+pub(super) fn target_logit<E: Element>(
+    isa: Isa,
+    softcap: Option<f64>,
+    view: RowView<'_, E>,
+    column: usize,
+) -> E::Compute {
+    let logit = view.logit(column).widen();
+    softcap.map_or(logit, |cap| isa.run(CapLogit { logit, cap }))
 }
 
 /// The first row without a finite result, and the column that is to blame.

@@ -22,6 +22,8 @@ pub(crate) struct KlLeaf {
     pub(crate) unsupported: f64,
     /// Sum of w.
     pub(crate) p_mass: f64,
+    /// The same with the columns where q's logit is minus infinity.
+    pub(crate) all_mass: f64,
     /// Sum of t.
     pub(crate) q_mass: f64,
     /// Sum of t - w, exact where the two are close.
@@ -40,6 +42,14 @@ pub(crate) struct KlScale {
     pub(crate) lowest_exponent: f64,
     pub(crate) unit_roundoff: f64,
     pub(crate) vocab: usize,
+}
+
+/// Largest logit of p, and ln sum e^d of its scaled distances from it.
+pub(crate) fn log_mass(leaves: &[KlLeaf], inverse_temperature: f64) -> (f64, f64) {
+    let max = leaves.iter().fold(f64::NEG_INFINITY, |max, leaf| max.max(leaf.p_max));
+    let possible = leaves.iter().filter(|leaf| leaf.p_max > f64::NEG_INFINITY);
+    let mass = possible.map(|leaf| libm::exp((leaf.p_max - max) * inverse_temperature) * leaf.all_mass);
+    (max, libm::log(mass.sum()))
 }
 
 /// The divergence in nats, and what is unusual about the row.

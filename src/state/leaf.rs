@@ -25,6 +25,10 @@ pub(crate) struct LeafSums {
 }
 
 impl LeafSums {
+    /// Of no columns.
+    pub(crate) const EMPTY: Self =
+        Self { max: f64::NEG_INFINITY, max_count: 0, has_nan: false, rest: 0.0, drop: 0.0, spread: 0.0, squares: 0.0 };
+
     /// Sum of e^d over all columns.
     pub(crate) fn mass(&self) -> f64 {
         f64::from(self.max_count) + self.rest

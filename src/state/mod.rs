@@ -5,7 +5,9 @@ pub(crate) mod chunks;
 pub(crate) mod exact_sum;
 pub(crate) mod kl;
 pub(crate) mod leaf;
+pub(crate) mod pair;
 pub(crate) mod row;
+pub(crate) mod tempered;
 pub(crate) mod top;
 pub(crate) mod totals;
 

@@ -54,7 +54,7 @@ impl RowPartial {
         if max == f64::NEG_INFINITY {
             return RowStats::undefined(max, max, Flags::ALL_NEGINF);
         }
-        let sums = RowSums::merge(&self.leaves, max, inverse_temperature);
+        let sums = RowSums::merge(self.leaves.iter(), max, inverse_temperature, inverse_temperature);
         let mut stats = self.likelihood(&sums, target_logit, inverse_temperature);
         self.describe(&sums, &mut stats, target_logit.is_some(), inverse_temperature);
         stats
@@ -107,21 +107,29 @@ impl RowPartial {
 }
 
 /// The leaves' sums, all around the row's largest logit.
-struct RowSums {
+pub(crate) struct RowSums {
     max: f64,
-    rest: f64,
-    drop: f64,
-    spread: f64,
+    pub(crate) rest: f64,
+    pub(crate) drop: f64,
+    pub(crate) spread: f64,
     squares: f64,
 }
 
 impl RowSums {
-    /// `max` is finite.
-    fn merge(leaves: &[LeafSums], max: f64, inverse_temperature: f64) -> Self {
+    /// `max` is finite; `unit` is what one unit of the logits is in the sums' d.
+    pub(crate) fn merge<'l>(
+        leaves: impl Iterator<Item = &'l LeafSums> + Clone,
+        max: f64,
+        inverse_temperature: f64,
+        unit: f64,
+    ) -> Self {
         let mut sums = Self { max, rest: 0.0, drop: 0.0, spread: 0.0, squares: 0.0 };
-        let weights: Vec<(f64, f64)> = leaves.iter().map(|leaf| around(leaf, max, inverse_temperature)).collect();
+        // The leaf's largest logit less the row's, and e to it.
+        let around = |leaf: &LeafSums| ((leaf.max - max) * unit, libm::exp((leaf.max - max) * inverse_temperature));
+        let possible = leaves.filter(|leaf| leaf.max > f64::NEG_INFINITY);
+        let shifts: Vec<(f64, f64)> = possible.clone().map(around).collect();
         let mut is_first_largest = true;
-        for (leaf, &(shift, weight)) in leaves.iter().zip(&weights) {
+        for (leaf, &(shift, weight)) in possible.clone().zip(&shifts) {
             if weight == 0.0 {
                 continue;
             }
@@ -135,7 +143,7 @@ impl RowSums {
             sums.squares += weight * weight * (f64::from(leaf.max_count) + leaf.squares);
         }
         let mean = sums.drop / (1.0 + sums.rest);
-        for (leaf, &(shift, weight)) in leaves.iter().zip(&weights) {
+        for (leaf, &(shift, weight)) in possible.zip(&shifts) {
             if weight > 0.0 {
                 let distance = leaf.drop / leaf.mass() + shift - mean;
                 sums.spread += weight * (leaf.spread + leaf.mass() * distance * distance);
@@ -143,10 +151,4 @@ impl RowSums {
         }
         sums
     }
-}
-
-/// The leaf's largest logit less the row's, and e to it.
-fn around(leaf: &LeafSums, max: f64, inverse_temperature: f64) -> (f64, f64) {
-    let shift = (leaf.max - max) * inverse_temperature;
-    (shift, libm::exp(shift))
 }

@@ -1,0 +1,248 @@
+//! Divergences of two arrays of logits beyond KL one way.
+
+use super::kl::{check_pair, kl_scale};
+use super::never;
+use super::tempered::slots;
+use crate::error::{Error, try_filled};
+use crate::input::{LEAF, LeafScratch, LogitsView};
+use crate::kernels::pair::{JensenRow, PairRow};
+use crate::output::Flags;
+use crate::plan::{Execution, Plan};
+use crate::run::{self, Interrupt, RowWork};
+use crate::simd::{Element, Isa};
+use crate::state::kl::{self, KlScale};
+use crate::state::pair::{PairPartial, Scales};
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::Mutex;
+
+/// Divergences of many rows in nats.
+#[derive(Clone, Debug, Default)]
+pub struct DivergenceColumns {
+    /// KL(p||q).
+    pub kl_divergence: Vec<f64>,
+    /// KL(q||p).
+    pub reverse_kl_divergence: Vec<f64>,
+    /// -sum p ln q.
+    pub cross_entropy: Vec<f64>,
+    /// Variance of ln q under p; NaN where q is 0 and p is not.
+    pub cross_varentropy: Vec<f64>,
+    /// Bits of [`Flags`].
+    pub flags: Vec<u8>,
+}
+
+/// KL both ways, cross-entropy of q under p and the variance of ln q under p, from one read of both arrays.
+///
+/// ```
+/// use xentrs::{Execution, LogitsView, divergences};
+/// let (p, q) = ([0.0f64, 1.0], [1.0f64, 1.0]);
+/// let (p, q) = (LogitsView::from_slice(&p, 1, 2)?, LogitsView::from_slice(&q, 1, 2)?);
+/// let found = divergences(&p, &q, 1.0, &Execution::default())?;
+/// assert!((found.cross_entropy[0] - 2f64.ln()).abs() < 1e-12);
+/// assert!((found.reverse_kl_divergence[0] - 0.120_114_507).abs() < 1e-9);
+/// # Ok::<(), xentrs::Error>(())
+/// ```
+///
+/// # Errors
+/// As [`kl_divergence`](crate::kl_divergence).
+pub fn divergences<E: Element>(
+    p_logits: &LogitsView<'_, E>,
+    q_logits: &LogitsView<'_, E>,
+    temperature: f64,
+    execution: &Execution,
+) -> Result<DivergenceColumns, Error> {
+    divergences_with(p_logits, q_logits, temperature, execution, &never)
+}
+
+/// Values of one row as the kernel's work writes them.
+const FIELDS: usize = 8;
+
+pub(crate) fn divergences_with<E: Element>(
+    p: &LogitsView<'_, E>,
+    q: &LogitsView<'_, E>,
+    temperature: f64,
+    execution: &Execution,
+    interrupt: Interrupt<'_>,
+) -> Result<DivergenceColumns, Error> {
+    let (values, flags) = read_pairs(p, q, temperature, execution, interrupt)?;
+    let field = |index: usize| values.iter().skip(index).step_by(FIELDS).copied().collect();
+    Ok(DivergenceColumns {
+        kl_divergence: field(0),
+        reverse_kl_divergence: field(1),
+        cross_entropy: field(2),
+        cross_varentropy: field(3),
+        flags,
+    })
+}
+
+/// Jensen-Shannon divergence of each row, in [0, ln 2]: the mean of KL(p||m) and KL(q||m), m the mean of p and q.
+/// The logarithm of a mixture needs both normalisers first, so both arrays are read twice.
+///
+/// # Errors
+/// As [`kl_divergence`](crate::kl_divergence).
+pub fn js_divergence<E: Element>(
+    p_logits: &LogitsView<'_, E>,
+    q_logits: &LogitsView<'_, E>,
+    temperature: f64,
+    execution: &Execution,
+) -> Result<(Vec<f64>, Vec<u8>), Error> {
+    js_divergence_with(p_logits, q_logits, temperature, execution, &never)
+}
+
+pub(crate) fn js_divergence_with<E: Element>(
+    p: &LogitsView<'_, E>,
+    q: &LogitsView<'_, E>,
+    temperature: f64,
+    execution: &Execution,
+    interrupt: Interrupt<'_>,
+) -> Result<(Vec<f64>, Vec<u8>), Error> {
+    let (scales, mut flags) = read_pairs(p, q, temperature, execution, interrupt)?;
+    // Where one is 0 and the other is not is nothing unusual here, nor is a KL that rounding left below 0.
+    let kept = Flags::NAN | Flags::POSINF | Flags::ALL_NEGINF;
+    flags.iter_mut().for_each(|bits| *bits &= kept.bits());
+    let plan = Plan::new(p.rows(), p.vocab(), execution)?;
+    let mut values = try_filled(p.rows(), f64::NAN)?;
+    let work = JensenWork { p, q, scales: &scales, isa: plan.isa, scale: 1.0 / temperature, slots: PhantomData };
+    let leaf_count = p.vocab().div_ceil(LEAF);
+    run::rows(&plan, p.rows(), leaf_count, &work, |size| values.chunks_mut(size).collect(), interrupt)?;
+    Ok((values, flags))
+}
+
+/// For each row: KL both ways, cross-entropy, its variance, and the scales of a second read (NaN where there are none).
+fn read_pairs<E: Element>(
+    p: &LogitsView<'_, E>,
+    q: &LogitsView<'_, E>,
+    temperature: f64,
+    execution: &Execution,
+    interrupt: Interrupt<'_>,
+) -> Result<(Vec<f64>, Vec<u8>), Error> {
+    check_pair(p, q, temperature)?;
+    let plan = Plan::new(p.rows(), p.vocab(), execution)?;
+    let mut values = try_filled(p.rows().saturating_mul(FIELDS), f64::NAN)?;
+    let mut flags = try_filled(p.rows(), 0)?;
+    let scale = kl_scale::<E>(p.vocab(), temperature);
+    let work = PairWork { p, q, scale, isa: plan.isa, fault: Mutex::new(None), slots: PhantomData };
+    let leaf_count = p.vocab().div_ceil(LEAF);
+    run::rows(&plan, p.rows(), leaf_count, &work, |size| slots(&mut values, &mut flags, size, FIELDS), interrupt)?;
+    match work.fault.into_inner().expect("the lock is held only to store a fault") {
+        Some(fault) => Err(fault),
+        None => Ok((values, flags)),
+    }
+}
+
+struct PairWork<'w, 'a, 's, E: Element> {
+    p: &'w LogitsView<'a, E>,
+    q: &'w LogitsView<'a, E>,
+    scale: KlScale,
+    isa: Isa,
+    fault: Mutex<Option<Error>>,
+    slots: PhantomData<fn(&'s ())>,
+}
+
+impl<E: Element> PairWork<'_, '_, '_, E> {
+    fn finish(&self, partial: &PairPartial) -> Result<([f64; FIELDS], Flags), Error> {
+        let inverse_temperature = self.scale.inverse_temperature;
+        let (kl, mut flags) = kl::finish(&partial.forward, &self.scale)?;
+        let (reverse, reverse_flags) = kl::finish(&partial.reverse, &self.scale)?;
+        flags |= reverse_flags;
+        let mut values = [f64::NAN; FIELDS];
+        (values[0], values[1]) = (kl, reverse);
+        if let Some(scales) = partial.scales(inverse_temperature) {
+            values[2] = partial.entropy(inverse_temperature) + kl;
+            values[3] = if kl == f64::INFINITY { f64::NAN } else { partial.cross_varentropy(inverse_temperature) };
+            values[4..].copy_from_slice(&[scales.p_max, scales.q_max, scales.p_log_mass, scales.q_log_mass]);
+        }
+        Ok((values, flags))
+    }
+}
+
+impl<'s, E: Element> RowWork for PairWork<'_, '_, 's, E> {
+    type Scratch = [LeafScratch<E>; 2];
+    type Partial = PairPartial;
+    type Slots = (&'s mut [f64], &'s mut [u8]);
+
+    fn scratch(&self) -> Self::Scratch {
+        [LeafScratch::new(), LeafScratch::new()]
+    }
+
+    fn partial(&self) -> PairPartial {
+        PairPartial::default()
+    }
+
+    fn read(&self, row: usize, leaves: Range<usize>, scratch: &mut Self::Scratch, partial: &mut PairPartial) {
+        let inverse_temperature = self.scale.inverse_temperature;
+        let (p, q) = (self.p.row(row), self.q.row(row));
+        self.isa.run(PairRow { inverse_temperature, p, q, leaves, scratch, partial });
+    }
+
+    fn append(&self, partial: &mut PairPartial, following: &PairPartial) {
+        partial.append(following);
+    }
+
+    fn clear(&self, partial: &mut PairPartial) {
+        partial.clear();
+    }
+
+    fn write(&self, _row: usize, partial: &PairPartial, (values, flags): &mut Self::Slots, index: usize) {
+        match self.finish(partial) {
+            Ok((row, row_flags)) => {
+                values[index * FIELDS..(index + 1) * FIELDS].copy_from_slice(&row);
+                flags[index] = row_flags.bits();
+            }
+            Err(fault) => *self.fault.lock().expect("the lock is held only to store a fault") = Some(fault),
+        }
+    }
+}
+
+struct JensenWork<'w, 'a, 's, E: Element> {
+    p: &'w LogitsView<'a, E>,
+    q: &'w LogitsView<'a, E>,
+    /// What `read_pairs` returned.
+    scales: &'w [f64],
+    isa: Isa,
+    scale: f64,
+    slots: PhantomData<fn(&'s ())>,
+}
+
+impl<E: Element> JensenWork<'_, '_, '_, E> {
+    fn scales(&self, row: usize) -> Option<Scales> {
+        let fields = &self.scales[row * FIELDS..(row + 1) * FIELDS];
+        let (p_max, q_max, p_log_mass, q_log_mass) = (fields[4], fields[5], fields[6], fields[7]);
+        let scales = Scales { inverse_temperature: self.scale, p_max, q_max, p_log_mass, q_log_mass };
+        (!p_max.is_nan()).then_some(scales)
+    }
+}
+
+impl<'s, E: Element> RowWork for JensenWork<'_, '_, 's, E> {
+    type Scratch = [LeafScratch<E>; 2];
+    type Partial = Vec<f64>;
+    type Slots = &'s mut [f64];
+
+    fn scratch(&self) -> Self::Scratch {
+        [LeafScratch::new(), LeafScratch::new()]
+    }
+
+    fn partial(&self) -> Vec<f64> {
+        Vec::new()
+    }
+
+    fn read(&self, row: usize, leaves: Range<usize>, scratch: &mut Self::Scratch, sums: &mut Vec<f64>) {
+        if let Some(scales) = self.scales(row) {
+            self.isa.run(JensenRow { scales, p: self.p.row(row), q: self.q.row(row), leaves, scratch, sums });
+        }
+    }
+
+    fn append(&self, sums: &mut Vec<f64>, following: &Vec<f64>) {
+        sums.extend_from_slice(following);
+    }
+
+    fn clear(&self, sums: &mut Vec<f64>) {
+        sums.clear();
+    }
+
+    fn write(&self, row: usize, sums: &Vec<f64>, values: &mut Self::Slots, index: usize) {
+        // Every term is at least 0; the sum may pass ln 2 by rounding.
+        let sum = sums.iter().sum::<f64>().min(std::f64::consts::LN_2);
+        values[index] = if self.scales(row).is_some() { sum } else { f64::NAN };
+    }
+}
