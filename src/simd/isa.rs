@@ -14,6 +14,8 @@ pub struct Isa(Token);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Token {
     Scalar(Scalar),
+    #[cfg(test)]
+    Emulated(super::emulated::Emulated128),
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
     #[cfg(target_arch = "x86_64")]
@@ -82,6 +84,8 @@ impl Isa {
     pub fn name(self) -> &'static str {
         match self.0 {
             Token::Scalar(_) => "scalar",
+            #[cfg(test)]
+            Token::Emulated(_) => "emulated128",
             #[cfg(target_arch = "x86_64")]
             Token::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
@@ -89,10 +93,18 @@ impl Isa {
         }
     }
 
+    /// Registers of 128 bits, emulated.
+    #[cfg(test)]
+    pub(crate) fn emulated() -> Self {
+        Self(Token::Emulated(super::emulated::Emulated128))
+    }
+
     /// Runs `job` compiled for this instruction set.
     pub(crate) fn run<J: Job>(self, job: J) -> J::Output {
         match self.0 {
             Token::Scalar(token) => job.run(token),
+            #[cfg(test)]
+            Token::Emulated(token) => job.run(token),
             // SAFETY: the token was made by detection, so its instructions run here.
             #[cfg(target_arch = "x86_64")]
             Token::Avx2(token) => unsafe { run_avx2(token, job) },

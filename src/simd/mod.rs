@@ -11,6 +11,8 @@ mod avx2;
 mod avx512;
 mod control;
 mod element;
+#[cfg(test)]
+mod emulated;
 mod isa;
 pub(crate) mod lent;
 pub(crate) mod math;
