@@ -30,39 +30,41 @@ fn row<E: Stored>(kind: usize, vocab: usize, random: &mut Random) -> Vec<E> {
     row
 }
 
-/// The largest error of lse, as a part of its bound.
-fn worst<E: Stored>(rows: usize, random: &mut Random) -> f64 {
-    let mut worst = 0.0f64;
+/// The largest errors, as parts of their bounds: of lse, of nll, of entropy.
+fn worst<E: Stored>(rows: usize, random: &mut Random) -> [f64; 3] {
+    let mut worst = [0.0f64; 3];
     for kind in 0..rows {
         let vocab = 2 + 2f64.powf(random.uniform() * 15.0) as usize;
         let logits: Vec<E> = row(kind, vocab, random);
         let exact: Vec<f64> = logits.iter().map(|&logit| logit.exact()).collect();
         let view = LogitsView::from_slice(&logits, 1, vocab).unwrap();
-        let got = row_stats(&view, None, &Options::default()).unwrap();
-        let expected = reference::row_stats(&exact, None, 1.0, None);
-        let part = (got.lse[0] - expected.lse).abs() / lse_bound::<E>(vocab, expected.lse);
-        assert!(
-            part <= 1.0,
-            "lse {:e}, expected {:e}: {part} of its bound; kind {kind}, vocab {vocab}",
-            got.lse[0],
-            expected.lse
-        );
-        let entropy_error = (got.entropy[0] - expected.entropy).abs();
-        let entropy_bound = 8.0 * E::Compute::UNIT_ROUNDOFF * (2.0 + (vocab as f64).ln());
-        assert!(entropy_error <= entropy_bound, "entropy is {entropy_error:e} off; kind {kind}, vocab {vocab}");
-        worst = worst.max(part);
+        let possible = exact.iter().position(|logit| logit.is_finite()).expect("no row is all minus infinity");
+        let targets = Targets::new([possible as i64], vocab, -100).unwrap();
+        let got = row_stats(&view, Some(&targets), &Options::default()).unwrap();
+        let expected = reference::row_stats(&exact, Some(possible), 1.0, None);
+        let unit = E::Compute::UNIT_ROUNDOFF * (2.0 + (vocab as f64).ln());
+        let parts = [
+            (got.lse[0] - expected.lse).abs() / lse_bound::<E>(vocab, expected.lse),
+            (got.nll[0] - expected.nll).abs() / (2.0 * unit + 2.0 * E::Compute::UNIT_ROUNDOFF * expected.nll),
+            (got.entropy[0] - expected.entropy).abs() / (8.0 * unit),
+        ];
+        for (name, (part, worst)) in ["lse", "nll", "entropy"].iter().zip(parts.iter().zip(&mut worst)) {
+            assert!(*part <= 1.0, "{name} is {part} of its bound off; kind {kind}, vocab {vocab}");
+            *worst = worst.max(*part);
+        }
     }
     worst
 }
 
 #[test]
-fn lse_stays_inside_its_bound() {
+fn errors_stay_inside_their_bounds() {
     let rows = if std::env::var_os("XENTRS_EXHAUSTIVE").is_some() { 25_000 } else { 500 };
     let mut random = Random(0x5eed);
-    println!("float32: largest lse error {:.3} of the bound", worst::<f32>(rows, &mut random));
-    println!("float64: largest lse error {:.3} of the bound", worst::<f64>(rows, &mut random));
-    println!("float16: largest lse error {:.3} of the bound", worst::<f16>(rows, &mut random));
-    println!("bfloat16: largest lse error {:.3} of the bound", worst::<bf16>(rows, &mut random));
+    println!("largest errors of [lse, nll, entropy] as parts of their bounds");
+    println!("float32: {:.3?}", worst::<f32>(rows, &mut random));
+    println!("float64: {:.3?}", worst::<f64>(rows, &mut random));
+    println!("float16: {:.3?}", worst::<f16>(rows, &mut random));
+    println!("bfloat16: {:.3?}", worst::<bf16>(rows, &mut random));
 }
 
 #[test]
