@@ -42,6 +42,26 @@ impl<S: Simd, E: Element> BlockMaxima<S, E> {
         (self.blocks[block].mask_greater(value) | self.blocks[block].mask_equal(value)) != 0
     }
 
+    /// What the columns of a list with room are not below. The lanes' maxima are columns of their own, so where they are
+    /// more than the list holds, the last of the largest of them is such a bound, and few columns need to be offered.
+    #[inline(always)]
+    fn floor(&self, top: &TopColumns) -> E::Compute {
+        let lanes = self.count * LANES;
+        if top.is_full() || top.limit() * 4 > lanes {
+            return E::Compute::NEG_INFINITY;
+        }
+        let mut values = [f64::NEG_INFINITY; LEAF_BLOCKS * LANES];
+        for (block, values) in self.blocks[..self.count].iter().zip(values.chunks_mut(LANES)) {
+            for (value, lane) in values.iter_mut().zip(block.to_array()) {
+                // In a block with NaN a lane may be NaN; its row has no largest logits.
+                let lane: f64 = lane.into();
+                *value = lane.max(*value);
+            }
+        }
+        let descending = |a: &f64, b: &f64| b.total_cmp(a);
+        E::Compute::from_f64(*values[..lanes].select_nth_unstable_by(top.limit() - 1, descending).1)
+    }
+
     /// Largest logit of the leaf; minus infinity if there is none but NaN.
     pub(crate) fn max(&self) -> E::Compute {
         self.max
@@ -276,17 +296,15 @@ pub(crate) fn offer_columns<S: Simd, E: Element>(
     start: u64,
     top: &mut TopColumns,
 ) {
+    let floor = E::splat(simd, maxima.floor(top));
     for index in 0..maxima.count {
-        let mut threshold = E::splat(simd, E::Compute::from_f64(top.threshold()));
-        if top.is_full() && maxima.blocks[index].mask_greater(threshold) == 0 {
+        let mut threshold = Threshold::of::<S, E>(simd, top, floor);
+        if threshold.mask(maxima.blocks[index]) == 0 {
             continue;
         }
         for vector in 0..BLOCK_VECTORS {
             let logits = leaf.block(index).load(simd, vector);
-            let mut mask = logits.mask_greater(threshold);
-            if !top.is_full() {
-                mask |= logits.mask_equal(threshold); // minus infinity still enters a list with room
-            }
+            let mut mask = threshold.mask(logits);
             let first = index * BLOCK + vector * LANES;
             let values = if mask == 0 { continue } else { logits.to_array() };
             while mask != 0 {
@@ -296,7 +314,29 @@ pub(crate) fn offer_columns<S: Simd, E: Element>(
                     top.offer(values[lane].into(), start + (first + lane) as u64);
                 }
             }
-            threshold = E::splat(simd, E::Compute::from_f64(top.threshold()));
+            threshold = Threshold::of::<S, E>(simd, top, floor);
         }
+    }
+}
+
+/// What a column must be to enter a list.
+struct Threshold<L> {
+    above: L,
+    /// Whether an equal one enters too, as into a list with room.
+    or_equal: bool,
+}
+
+impl<L: Lanes> Threshold<L> {
+    #[inline(always)]
+    fn of<S: Simd, E: Element<Lanes<S> = L, Compute = L::Scalar>>(simd: S, top: &TopColumns, floor: L) -> Self {
+        let or_equal = !top.is_full();
+        let above = if or_equal { floor } else { E::splat(simd, E::Compute::from_f64(top.threshold())) };
+        Self { above, or_equal }
+    }
+
+    #[inline(always)]
+    fn mask(&self, logits: L) -> u16 {
+        let above = logits.mask_greater(self.above);
+        if self.or_equal { above | logits.mask_equal(self.above) } else { above }
     }
 }
