@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # maturin calls pip, which would list every requirement that is there already.
 export PIP_QUIET = 1
 
-.PHONY: help demo test check lint typecheck rust-test python-test test-exhaustive bench wheel build model clean
+.PHONY: help demo test check lint typecheck rust-test python-test test-exhaustive bench bench-check bench-scaling bench-plot bench-kernels wheel build model clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -65,6 +65,18 @@ test-exhaustive: ## every float32 through exp, 100,000 rows against the referenc
 
 bench: build ## row_stats against torch and scipy
 	$(BIN)/python benches/compare.py
+
+bench-check: build ## has a kernel become slower? ratios to the read probe against those kept (1 to 3 minutes)
+	$(BIN)/python benches/check.py
+
+bench-scaling: build ## speed of one row, few rows and many rows for 1, 2, 4, ... all threads
+	$(BIN)/python benches/scaling.py
+
+bench-plot: build ## speed against vocabulary and rows: a CSV and docs/speed-*.svg (4 minutes)
+	$(BIN)/python benches/plot.py
+
+bench-kernels: ## every kernel, dtype and instruction set without Python (under a quarter of an hour)
+	cargo bench --locked --bench kernels
 
 wheel: $(STAMP)/environment ## wheel and source distribution into dist/
 	$(BIN)/maturin build --release --locked --sdist --out dist

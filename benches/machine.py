@@ -82,10 +82,15 @@ def print_facts(run: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def default_csv(run: dict[str, Any]) -> Path:
-    """Returns benches/results/<machine>/<date>.csv, the machine being the processor and its cores."""
+def results_folder(run: dict[str, Any]) -> Path:
+    """Returns benches/results/<machine>, the machine being the processor and its cores."""
     machine = re.sub(r"[^a-z0-9]+", "-", run["cpu"].lower()).strip("-") + f"-{run['cores']}-cores"
-    return BENCHES / "results" / machine / f"{run['date'][:10]}.csv"
+    return BENCHES / "results" / machine
+
+
+def default_csv(run: dict[str, Any]) -> Path:
+    """Returns benches/results/<machine>/<date>.csv."""
+    return results_folder(run) / f"{run['date'][:10]}.csv"
 
 
 def append_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -1,6 +1,6 @@
 """Do one row, few rows and many rows all use every core? Prints GB/s for 1, 2, 4, ... all threads.
 
-Usage: python benches/scaling.py [--vocab 128256] [--dtype float32] [--repeats 7] [--few 4]
+Usage: python benches/scaling.py [--vocab 128256] [--dtype float32] [--repeats 7] [--few 8]
 
 One row and few rows take other rows of the same large input each call, so that memory is read, not a cache. The thread
 counts run in turn, repeat k of each before repeat k + 1 of any. The read probe is ours, over the same rows.
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=128_256)
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--few", type=int, default=4)
+    parser.add_argument("--few", type=int, default=8)
     options = parser.parse_args()
     most = xe.num_threads()
     print_facts(facts(most))
