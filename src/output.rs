@@ -22,7 +22,7 @@ impl Flags {
     pub const SUPPORT: Self = Self(32);
     /// A result was below 0 by less than its error bound and was set to 0.
     pub const CLAMPED: Self = Self(64);
-    /// A result is larger than a float64 can be.
+    /// A result is larger than a float64 can be, or a KL larger than the lanes that it is summed in.
     pub const OVERFLOW: Self = Self(128);
 
     /// The bits, as edge-case tables and result arrays carry them.

@@ -47,6 +47,8 @@ pub fn row_stats(logits: &[f64], target: Option<usize>, temperature: f64, softca
         stats.ties = z.iter().filter(|&&value| value == z[target]).count() as i64 - 1;
         if z[target] == f64::NEG_INFINITY {
             stats.flags = Flags::TARGET_NEGINF;
+        } else if stats.nll == f64::INFINITY {
+            stats.flags = Flags::OVERFLOW;
         }
     }
     stats

@@ -30,7 +30,7 @@ class Flag(enum.IntFlag):
     CLAMPED = 64
     """A result was below 0 by less than its error bound and was set to 0."""
     OVERFLOW = 128
-    """A result is larger than a float64 can be."""
+    """A result is larger than a float64 can be, or a KL larger than the lanes that it is summed in."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,10 @@ impl<S: Simd, E: Element> BlockMaxima<S, E> {
             all = maxima.blocks[index].max(all);
         }
         maxima.max = all.max_lane();
+        if maxima.max == E::Compute::ZERO {
+            // Which of two zeros a comparison keeps depends on their order.
+            maxima.max = largest_zero(leaf);
+        }
         maxima
     }
 
@@ -66,6 +70,16 @@ impl<S: Simd, E: Element> BlockMaxima<S, E> {
     pub(crate) fn max(&self) -> E::Compute {
         self.max
     }
+}
+
+/// The largest logit of a leaf where it is a zero: positive if there is a positive one.
+#[cold]
+fn largest_zero<E: Element>(leaf: &Leaf<'_, E>) -> E::Compute {
+    let is_positive = |column| {
+        let logit: f64 = leaf.logit(column).widen().into();
+        logit == 0.0 && logit.is_sign_positive()
+    };
+    E::Compute::from_f64(if (0..leaf.columns()).any(is_positive) { 0.0 } else { -0.0 })
 }
 
 /// Float64 lanes of the sums named as in [`LeafSums`]; `bend` is the sum of d^2 e^d.

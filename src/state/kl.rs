@@ -82,7 +82,9 @@ struct Divergence {
 fn merge(leaves: &[KlLeaf], p_max: f64, q_max: f64, scale: &KlScale) -> Divergence {
     let scaled = |difference: f64| difference * scale.inverse_temperature;
     let p_weight = |leaf: &KlLeaf| libm::exp(scaled(leaf.p_max - p_max));
-    let offset = |leaf: &KlLeaf| scaled(finite_or_zero(leaf.p_max) - finite_or_zero(leaf.q_max));
+    // Each row is measured from its own largest logit, which moves neither softmax: so no offset is the small difference of
+    // large numbers.
+    let offset = |leaf: &KlLeaf| scaled(distance(leaf.p_max, p_max) - distance(leaf.q_max, q_max));
     let mass: f64 = leaves.iter().map(|leaf| p_weight(leaf) * leaf.p_mass).sum();
     let reference: f64 = leaves.iter().map(|leaf| p_weight(leaf) * leaf.p_mass / mass * offset(leaf)).sum();
     let (mut excess, mut surplus, mut cross, mut q_mass) = (0.0, 0.0, 0.0, 0.0);
@@ -97,7 +99,7 @@ fn merge(leaves: &[KlLeaf], p_max: f64, q_max: f64, scale: &KlScale) -> Divergen
             excess += weight * (leaf.excess + leaf.p_mass * (shift + change) + change * leaf.surplus);
             surplus += weight * (leaf.surplus + change * leaf.q_mass);
         } else {
-            let arrived = libm::exp(scaled(leaf.q_max - p_max) + reference) * leaf.q_mass;
+            let arrived = libm::exp(scaled(leaf.q_max - q_max) + reference) * leaf.q_mass;
             surplus += arrived - weight * leaf.p_mass;
             excess += arrived - weight * leaf.p_mass;
             if weight > 0.0 {
@@ -110,13 +112,14 @@ fn merge(leaves: &[KlLeaf], p_max: f64, q_max: f64, scale: &KlScale) -> Divergen
         let rounding = (excess / mass).max(0.0) + y.abs();
         return Divergence { value: excess / mass + (libm::log1p(y) - y), terms: rounding };
     }
-    let log_ratio = scaled(q_max - p_max) + reference + libm::log(q_mass) - libm::log(mass);
+    let log_ratio = reference + libm::log(q_mass) - libm::log(mass);
     let mean = cross / mass;
     Divergence { value: mean + log_ratio, terms: mean.abs() + log_ratio.abs() }
 }
 
-fn finite_or_zero(max: f64) -> f64 {
-    if max == f64::NEG_INFINITY { 0.0 } else { max }
+/// A leaf's largest logit less its row's; 0 where the leaf has none, and so no weight.
+fn distance(leaf_max: f64, max: f64) -> f64 {
+    if leaf_max == f64::NEG_INFINITY { 0.0 } else { leaf_max - max }
 }
 
 /// No divergence is below 0; rounding may leave it there by less than its error bound.

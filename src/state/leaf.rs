@@ -35,6 +35,11 @@ impl LeafSums {
     }
 }
 
+/// The larger of two logits that are not NaN; of two zeros the positive one, whatever their order.
+pub(crate) fn larger(first: f64, second: f64) -> f64 {
+    if first > second || (first == second && first.is_sign_positive()) { first } else { second }
+}
+
 /// The largest logit's place and its nearest rival. Merging is associative.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Peak {

@@ -4,7 +4,7 @@
 //! rest = sum e^d over all but one of the largest; lse = m + log1p(rest); entropy = log1p(rest) - sum d e^d / mass;
 //! varentropy by the sums of squares within and between leaves (Chan, Golub, LeVeque 1983), so it never cancels.
 
-use super::leaf::{LeafSums, Peak};
+use super::leaf::{LeafSums, Peak, larger};
 use super::top::TopColumns;
 use crate::output::{Flags, RowStats};
 
@@ -44,7 +44,7 @@ impl RowPartial {
     /// The row's statistics. `target_logit` is the target's logit, if the row is counted.
     pub(crate) fn finish(&self, target_logit: Option<f64>, inverse_temperature: f64) -> RowStats {
         let has_nan = self.leaves.iter().any(|leaf| leaf.has_nan);
-        let max = self.leaves.iter().fold(f64::NEG_INFINITY, |max, leaf| max.max(leaf.max));
+        let max = self.leaves.iter().fold(f64::NEG_INFINITY, |max, leaf| larger(max, leaf.max));
         if has_nan {
             return RowStats::undefined(f64::NAN, f64::NAN, Flags::NAN);
         }
@@ -74,7 +74,12 @@ impl RowPartial {
             stats.log_prob = -stats.nll;
             if logit == f64::NEG_INFINITY {
                 stats.flags |= Flags::TARGET_NEGINF;
+            } else if stats.nll == f64::INFINITY {
+                stats.flags |= Flags::OVERFLOW;
             }
+        }
+        if stats.lse.is_infinite() {
+            stats.flags |= Flags::OVERFLOW;
         }
         stats
     }
@@ -86,7 +91,8 @@ impl RowPartial {
         stats.sum_sq_prob = sums.squares / (mass * mass);
         if self.peak.column != u64::MAX {
             stats.argmax = self.peak.column as i64;
-            stats.margin = (self.peak.max - self.peak.second) * inverse_temperature;
+            // Zeros of two signs differ by 0, whichever comes first.
+            stats.margin = (self.peak.max - self.peak.second) * inverse_temperature + 0.0;
         }
         if has_target {
             stats.rank = 1 + self.above as i64;

@@ -3,7 +3,7 @@
 //! With p_b = softmax(b z): lse = ln sum e^(b z), mean and variance those of z under p_b, entropy that of p_b. At b = 0
 //! p_b is uniform over the columns that are not minus infinity.
 
-use super::leaf::LeafSums;
+use super::leaf::{LeafSums, larger};
 use super::row::RowSums;
 use crate::output::Flags;
 
@@ -87,7 +87,7 @@ impl TemperedPartial {
 
     /// The row's largest logit; minus infinity if there is none.
     pub(crate) fn max(&self) -> f64 {
-        self.leaves.iter().fold(f64::NEG_INFINITY, |max, leaf| max.max(leaf.max))
+        self.leaves.iter().fold(f64::NEG_INFINITY, |max, leaf| larger(max, leaf.max))
     }
 
     /// The row at inverse temperature number `place`, which is `inverse_temperature`.
