@@ -35,12 +35,25 @@ def settings(
 
 
 def lend_floats(values: Any, name: str) -> Any:
-    """Copies numbers of any kind of array or list into a contiguous float64 array."""
-    plain = values.detach().cpu().double().numpy() if hasattr(values, "detach") else values
+    """Copies real numbers of any kind of array or list into a contiguous float64 array.
+
+    Raises:
+        DTypeError: anything else, a masked array, or a tensor that requires grad.
+    """
+    if isinstance(values, np.ma.MaskedArray):
+        raise DTypeError(f"{name} is a masked array, expected a plain one")
+    if getattr(values, "requires_grad", False):
+        raise DTypeError(f"{name} requires grad, expected a tensor without: pass {name}.detach()")
+    plain = values.cpu() if hasattr(values, "cpu") else values
+    # bfloat16 tensors have no numpy of their own.
+    plain = plain.double().numpy() if hasattr(plain, "is_floating_point") and plain.is_floating_point() else plain
     try:
-        return np.array(plain, dtype=np.float64, order="C")
-    except (TypeError, ValueError) as error:
-        raise DTypeError(f"{name} holds {type(values).__name__}, expected real numbers") from error
+        array = np.asarray(plain)
+    except ValueError as error:
+        raise DTypeError(f"{name} is a ragged list, expected real numbers") from error
+    if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+        raise DTypeError(f"{name} has dtype {array.dtype}, expected real numbers")
+    return np.array(array, dtype=np.float64, order="C")
 
 
 def check_reduction(reduction: str) -> None:

@@ -173,6 +173,8 @@ def cross_entropy(
         raise DTypeError("targets is None, expected class ids")
     adapter, array, element, ids = lend_with_targets(logits, targets, shift)
     weights = None if weight is None else lend_floats(weight, "weight")
+    if weights is not None and weights.ndim != 1:
+        raise ShapeError(f"weight has shape {weights.shape}, expected ({array.shape[-1]},): one for each class")
     columns = _xentrs.loss(
         array,
         element,

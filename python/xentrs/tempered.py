@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xentrs import _xentrs
 from xentrs.arguments import lend_floats, lend_with_targets, settings
@@ -16,7 +17,7 @@ from xentrs.results import LogProbMoments, TemperatureGrid
 
 def temperature_grid(
     logits: Any,
-    inverse_temperatures: Sequence[float],
+    inverse_temperatures: Sequence[float] | NDArray[Any],
     targets: Any = None,
     *,
     shift: int = 0,
@@ -63,7 +64,7 @@ def temperature_grid(
 
 def renyi_entropy(
     logits: Any,
-    orders: Sequence[float] = (0.5, 2.0, np.inf),
+    orders: Sequence[float] | NDArray[Any] = (0.5, 2.0, np.inf),
     *,
     temperature: float = 1.0,
     softcap: float | None = None,
@@ -119,6 +120,8 @@ def log_prob_moments(
     """
     adapter = adapter_of(logits)
     array, element = adapter.lend(logits, "logits")
+    if array.shape[-1] == 0:
+        raise ShapeError("logits have vocab 0, expected at least 1 column for a mean")
     known = settings(-100, temperature, softcap, vocab_size, num_threads)
     columns = _xentrs.temperature_grid(array, element, None, [1.0, 0.0], known)
     lse, mean, variance = (columns[name].reshape(-1, 2) for name in ("lse", "mean", "variance"))

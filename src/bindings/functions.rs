@@ -58,11 +58,11 @@ impl TargetIds<'_> {
         &self,
         py: Python<'_>,
         log_probs: &[f64],
-        k: usize,
+        shape: (usize, usize),
         vocab: usize,
         ignore_index: i64,
     ) -> PyResult<TopKDistribution> {
-        with_ids!(self, py, |ids| TopKDistribution::new(ids, log_probs, k, vocab, ignore_index))
+        with_ids!(self, py, |ids| TopKDistribution::new(ids, log_probs, shape, vocab, ignore_index))
     }
 }
 

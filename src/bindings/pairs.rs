@@ -111,7 +111,7 @@ pub(super) fn top_k_kl_divergence<'py>(
     let logits = LentLogits::borrow(q_logits, element)?;
     let (values, flags) = with_logits!(&logits, |view| {
         let view = settings.narrow(py, view)?;
-        let p = p_ids.top_k(py, p_log_probs.as_slice()?, k, view.vocab(), settings.ignore_index())?;
+        let p = p_ids.top_k(py, p_log_probs.as_slice()?, (view.rows(), k), view.vocab(), settings.ignore_index())?;
         detached(py, |interrupt| ops::top_k_kl_divergence_with(&p, &view, &options, interrupt))
     })?;
     Ok(wrap(py, values, flags))

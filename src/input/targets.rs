@@ -87,8 +87,8 @@ impl SoftTargets {
     /// ```
     ///
     /// # Errors
-    /// As [`Targets::new`]; [`Error::Parameter`] for a share that is negative, NaN or infinite, or a row to be normalised
-    /// whose sum is 0; [`Error::NotNormalized`] for a row whose shares do not sum to 1 within 1e-3.
+    /// As [`Targets::new`]; [`Error::Parameter`] for a share that is negative, NaN or infinite;
+    /// [`Error::NotNormalized`] for a row whose shares do not sum to 1 within 1e-3, or, to be normalised, sum to 0.
     pub fn new<I>(
         ids: I,
         shares: &[f64],

@@ -9,6 +9,7 @@ pub struct TopKDistribution {
     columns: Vec<Option<usize>>,
     log_probs: Vec<f64>,
     k: usize,
+    rows: usize,
 }
 
 /// By so much may stored probabilities sum to more than 1.
@@ -19,25 +20,31 @@ impl TopKDistribution {
     ///
     /// ```
     /// use xentrs::TopKDistribution;
-    /// assert!(TopKDistribution::new([0, 2], &[-0.1, -3.0], 2, 3, -100).is_ok());
-    /// assert!(TopKDistribution::new([0, 0], &[-0.1, -3.0], 2, 3, -100).is_err());
+    /// assert!(TopKDistribution::new([0, 2], &[-0.1, -3.0], (1, 2), 3, -100).is_ok());
+    /// assert!(TopKDistribution::new([0, 0], &[-0.1, -3.0], (1, 2), 3, -100).is_err());
     /// ```
     ///
     /// # Errors
     /// As [`Targets::new`]; [`Error::Parameter`] for a NaN or an id that stands twice in a row;
     /// [`Error::NotNormalized`] for a row whose probabilities sum to more than 1.001.
-    pub fn new<I>(ids: I, log_probs: &[f64], k: usize, vocab: usize, ignore_index: i64) -> Result<Self, Error>
+    pub fn new<I>(
+        ids: I,
+        log_probs: &[f64],
+        (rows, k): (usize, usize),
+        vocab: usize,
+        ignore_index: i64,
+    ) -> Result<Self, Error>
     where
         I: IntoIterator<Item: Into<i128>>,
         I::IntoIter: ExactSizeIterator,
     {
         let columns = Targets::new(ids, vocab, ignore_index)?.into_columns();
-        if columns.len() != log_probs.len() || columns.len() % k.max(1) != 0 {
+        if columns.len() != log_probs.len() || columns.len() != rows * k {
             let (left_shape, right_shape) = (vec![log_probs.len()], vec![columns.len()]);
             return Err(Error::ShapeMismatch { left: "p_log_probs", left_shape, right: "p_ids", right_shape });
         }
-        let distribution = Self { columns, log_probs: log_probs.to_vec(), k };
-        (0..distribution.rows()).try_for_each(|row| distribution.check(row))?;
+        let distribution = Self { columns, log_probs: log_probs.to_vec(), k, rows };
+        (0..rows).try_for_each(|row| distribution.check(row))?;
         Ok(distribution)
     }
 
@@ -58,7 +65,7 @@ impl TopKDistribution {
 
     /// Number of rows.
     pub fn rows(&self) -> usize {
-        self.columns.len() / self.k.max(1)
+        self.rows
     }
 
     /// Columns and log-probabilities of one row, without those left out.

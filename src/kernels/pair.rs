@@ -46,11 +46,13 @@ struct Lane<L> {
 }
 
 impl<L: Lanes> Lane<L> {
-    /// p's weight e^d and q's d; both 0 where p's weight is, so that a column impossible in both counts nothing.
+    /// p's weight e^d and q's d; both 0 where p's weight is, and where q's logit is minus infinity: KL tells whether p lacks
+    /// support there, or whether its weight is nothing in the row.
     #[inline(always)]
     fn weigh(&self, p_logits: L, q_logits: L) -> (L, L) {
         let zero = p_logits.fill(L::Scalar::ZERO);
         let weight = exp_or_zero(p_logits.sub(self.p_reference).mul(self.scale));
+        let weight = q_logits.select_equal(q_logits.fill(L::Scalar::NEG_INFINITY), zero, weight);
         let d = q_logits.sub(self.q_reference).mul(self.scale);
         (weight, weight.select_equal(zero, zero, d))
     }

@@ -87,8 +87,8 @@ fn weigh<S: Simd, E: Element>(
     let d = logits.sub(scale.reference);
     let weight = if inverse_temperature == E::Compute::ZERO {
         let one = logits.fill(E::Compute::ONE);
-        let possible = d.select_equal(logits.fill(E::Compute::NEG_INFINITY), zero, one);
-        d.select_equal(d, possible, d)
+        let possible = logits.select_equal(logits.fill(E::Compute::NEG_INFINITY), zero, one);
+        logits.select_equal(logits, possible, logits)
     } else {
         exp_or_zero(d.mul(logits.fill(inverse_temperature)))
     };

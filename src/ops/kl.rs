@@ -1,6 +1,6 @@
 //! KL divergence of two arrays of logits.
 
-use super::{check_positive, never};
+use super::{Options, check_positive, never};
 use crate::error::{Error, try_filled};
 use crate::input::{LEAF, LeafScratch, LogitsView};
 use crate::kernels::kl::KlRow;
@@ -61,16 +61,19 @@ pub(crate) fn kl_divergence_with<E: Element>(
     interrupt: Interrupt<'_>,
 ) -> Result<KlColumns, Error> {
     check_pair(p, q, temperature)?;
+    if log_probs && temperature != 1.0 {
+        // The read below sums at this temperature; log-probabilities sum to 1 at temperature 1.
+        check_log_probs(p, execution)?;
+    }
+    let log_probs = log_probs && temperature == 1.0;
     let plan = Plan::new(p.rows(), p.vocab(), execution)?;
     let scale = kl_scale::<E>(p.vocab(), temperature);
     let (values, flags) = (try_filled(p.rows(), f64::NAN)?, try_filled(p.rows(), 0)?);
     let mut columns = KlColumns { kl_divergence: values, flags };
-    let work = KlWork { p, q, scale, log_probs, isa: plan.isa, fault: Mutex::new(None), slots: PhantomData };
+    let work = KlWork { p, q, scale, log_probs, isa: plan.isa, fault: FirstFault::default(), slots: PhantomData };
     run::rows(&plan, p.rows(), p.vocab().div_ceil(LEAF), &work, |size| columns.slots(size), interrupt)?;
-    match work.fault.into_inner().expect("the lock is held only to store a fault") {
-        Some(fault) => Err(fault),
-        None => Ok(columns),
-    }
+    work.fault.finish()?;
+    Ok(columns)
 }
 
 /// Two arrays of one shape, and a temperature in range.
@@ -99,6 +102,34 @@ pub(super) fn kl_scale<E: Element>(vocab: usize, temperature: f64) -> KlScale {
     }
 }
 
+/// Rows of log-probabilities sum to 1.
+fn check_log_probs<E: Element>(p: &LogitsView<'_, E>, execution: &Execution) -> Result<(), Error> {
+    let options = Options { execution: *execution, ..Options::default() };
+    let lse = super::logsumexp(p, &options)?;
+    match lse.iter().position(|lse| lse.is_finite() && lse.abs() > NORMALIZED) {
+        Some(row) => Err(Error::NotNormalized { what: "p_logits", row, sum: libm::exp(lse[row]) }),
+        None => Ok(()),
+    }
+}
+
+/// The fault of the first row that has one, whichever thread meets it first.
+#[derive(Debug, Default)]
+pub(super) struct FirstFault(Mutex<Option<(usize, Error)>>);
+
+impl FirstFault {
+    pub(super) fn report(&self, row: usize, fault: Error) {
+        let mut first = self.0.lock().expect("the lock is held only to store a fault");
+        if first.as_ref().is_none_or(|(known, _)| row < *known) {
+            *first = Some((row, fault));
+        }
+    }
+
+    pub(super) fn finish(self) -> Result<(), Error> {
+        let first = self.0.into_inner().expect("the lock is held only to store a fault");
+        first.map_or(Ok(()), |(_, fault)| Err(fault))
+    }
+}
+
 struct KlWork<'w, 'a, 's, E: Element> {
     p: &'w LogitsView<'a, E>,
     q: &'w LogitsView<'a, E>,
@@ -106,7 +137,7 @@ struct KlWork<'w, 'a, 's, E: Element> {
     /// Whether p's logits must be log-probabilities.
     log_probs: bool,
     isa: Isa,
-    fault: Mutex<Option<Error>>,
+    fault: FirstFault,
     slots: PhantomData<fn(&'s ())>,
 }
 
@@ -161,7 +192,7 @@ impl<'s, E: Element> RowWork for KlWork<'_, '_, 's, E> {
                 values[index] = value;
                 flags[index] = row_flags.bits();
             }
-            Err(fault) => *self.fault.lock().expect("the lock is held only to store a fault") = Some(fault),
+            Err(fault) => self.fault.report(row, fault),
         }
     }
 }

@@ -67,7 +67,8 @@ pub(crate) fn loss_with<E: Element>(
         smoothed(logits, targets, settings, options, interrupt)?
     } else {
         let columns = scan(logits, Some(targets), options, false, interrupt)?;
-        let weighted = columns.nll.iter().enumerate().map(|(row, nll)| target_weight(settings, targets, row) * nll);
+        let weighted =
+            columns.nll.iter().enumerate().map(|(row, nll)| weigh(target_weight(settings, targets, row), *nll));
         (weighted.zip(columns.lse).collect(), columns.flags)
     };
     Ok(reduce(&parts, flags, settings, targets))
@@ -87,7 +88,7 @@ fn reduce(parts: &[Part], flags: Vec<u8>, settings: &LossOptions<'_>, targets: &
     let (rows, token_count) = (0..parts.len(), targets.token_count());
     let weight_sum =
         total(rows.clone().filter(|&row| is_counted(row)).map(|row| target_weight(settings, targets, row)));
-    let likelihood = total(parts.iter().map(|part| part.0)) / weight_sum;
+    let likelihood = if weight_sum == 0.0 { f64::NAN } else { total(parts.iter().map(|part| part.0)) / weight_sum };
     let mean =
         if settings.z_loss > 0.0 { likelihood + total(rows.map(z_part)) / token_count as f64 } else { likelihood };
     LossColumns { sum: total(loss.iter().copied()), loss, flags, token_count, mean }
@@ -105,6 +106,11 @@ fn target_weight(settings: &LossOptions<'_>, targets: &Targets, row: usize) -> f
         (Some(weights), Some(column)) => weights[column],
         _ => 1.0,
     }
+}
+
+/// A weight of 0 leaves nothing of an infinite likelihood; NaN stays.
+fn weigh(weight: f64, nll: f64) -> f64 {
+    if weight == 0.0 && nll == f64::INFINITY { 0.0 } else { weight * nll }
 }
 
 /// With label smoothing: the sums at inverse temperature 0 give the mean over the vocabulary in the same read.
@@ -147,8 +153,7 @@ fn smoothed<E: Element>(
     let (values, flags) = call.run(options, &[0.0, 0.0, f64::NAN], finish, interrupt)?;
     let part = |(row, value): (usize, &[f64])| {
         let weight = target_weight(settings, targets, row);
-        let likelihood = if weight == 0.0 { 0.0 } else { weight * value[0] };
-        (likelihood + value[1], value[2])
+        (weigh(weight, value[0]) + value[1], value[2])
     };
     Ok((values.chunks(3).enumerate().map(part).collect(), flags))
 }

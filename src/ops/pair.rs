@@ -1,6 +1,6 @@
 //! Divergences of two arrays of logits beyond KL one way.
 
-use super::kl::{check_pair, kl_scale};
+use super::kl::{FirstFault, check_pair, kl_scale};
 use super::never;
 use super::tempered::slots;
 use crate::error::{Error, try_filled};
@@ -14,7 +14,6 @@ use crate::state::kl::{self, KlScale};
 use crate::state::pair::{PairPartial, Scales};
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::Mutex;
 
 /// Divergences of many rows in nats.
 #[derive(Clone, Debug, Default)]
@@ -121,13 +120,11 @@ fn read_pairs<E: Element>(
     let mut values = try_filled(p.rows().saturating_mul(FIELDS), f64::NAN)?;
     let mut flags = try_filled(p.rows(), 0)?;
     let scale = kl_scale::<E>(p.vocab(), temperature);
-    let work = PairWork { p, q, scale, isa: plan.isa, fault: Mutex::new(None), slots: PhantomData };
+    let work = PairWork { p, q, scale, isa: plan.isa, fault: FirstFault::default(), slots: PhantomData };
     let leaf_count = p.vocab().div_ceil(LEAF);
     run::rows(&plan, p.rows(), leaf_count, &work, |size| slots(&mut values, &mut flags, size, FIELDS), interrupt)?;
-    match work.fault.into_inner().expect("the lock is held only to store a fault") {
-        Some(fault) => Err(fault),
-        None => Ok((values, flags)),
-    }
+    work.fault.finish()?;
+    Ok((values, flags))
 }
 
 struct PairWork<'w, 'a, 's, E: Element> {
@@ -135,7 +132,7 @@ struct PairWork<'w, 'a, 's, E: Element> {
     q: &'w LogitsView<'a, E>,
     scale: KlScale,
     isa: Isa,
-    fault: Mutex<Option<Error>>,
+    fault: FirstFault,
     slots: PhantomData<fn(&'s ())>,
 }
 
@@ -183,13 +180,13 @@ impl<'s, E: Element> RowWork for PairWork<'_, '_, 's, E> {
         partial.clear();
     }
 
-    fn write(&self, _row: usize, partial: &PairPartial, (values, flags): &mut Self::Slots, index: usize) {
+    fn write(&self, row: usize, partial: &PairPartial, (values, flags): &mut Self::Slots, index: usize) {
         match self.finish(partial) {
-            Ok((row, row_flags)) => {
-                values[index * FIELDS..(index + 1) * FIELDS].copy_from_slice(&row);
+            Ok((fields, row_flags)) => {
+                values[index * FIELDS..(index + 1) * FIELDS].copy_from_slice(&fields);
                 flags[index] = row_flags.bits();
             }
-            Err(fault) => *self.fault.lock().expect("the lock is held only to store a fault") = Some(fault),
+            Err(fault) => self.fault.report(row, fault),
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::kernels::tempered::TemperedRow;
 use crate::output::Flags;
 use crate::plan::Plan;
 use crate::run::{self, Interrupt, RowWork};
-use crate::simd::{Element, Isa};
+use crate::simd::{Element, Float, Isa};
 use crate::state::tempered::{Chain, TemperedPartial, chains};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -67,18 +67,19 @@ pub(crate) fn temperature_grid_with<E: Element>(
     let exponents = checked("inverse_temperatures", inverse_temperatures)?;
     let exponents: Vec<f64> = exponents.iter().map(|value| value * scale).collect();
     let count = exponents.len();
+    // Flags are told of an empty list too.
+    let read = if count == 0 { vec![scale] } else { exponents.clone() };
     let finish = |partial: &TemperedPartial, target: Option<f64>, places: &mut [f64]| {
-        let mut flags = Flags::default();
+        let flags = partial.finish(0, read[0]).flags;
         for (place, (&exponent, fields)) in exponents.iter().zip(places.chunks_mut(FIELDS)).enumerate() {
             let row = partial.finish(place, exponent);
             let nll = target.map_or(f64::NAN, |logit| row.log_mass + distance(partial.max() - logit, exponent));
             fields.copy_from_slice(&[row.lse, row.mean * scale, row.variance * scale * scale, row.entropy, nll]);
-            flags = row.flags;
         }
         if target == Some(f64::NEG_INFINITY) && flags == Flags::default() { Flags::TARGET_NEGINF } else { flags }
     };
     let ignored = [f64::NAN, f64::NAN, f64::NAN, f64::NAN, 0.0].repeat(count);
-    let work = Tempered { logits, targets, exponents: &exponents, softcap: options.softcap, class_weights: None };
+    let work = Tempered { logits, targets, exponents: &read, softcap: options.softcap, class_weights: None };
     let (values, flags) = work.run(options, &ignored, finish, interrupt)?;
     let field = |index: usize| values.iter().skip(index).step_by(FIELDS).copied().collect();
     Ok(TemperatureColumns {
@@ -119,13 +120,17 @@ pub(crate) fn renyi_entropy_with<E: Element>(
     // Order 1 comes first; plus infinity needs no sum but that of order 1.
     let exponent = |order: &f64| if *order == f64::INFINITY { scale } else { order * scale };
     let exponents: Vec<f64> = std::iter::once(scale).chain(orders.iter().map(exponent)).collect();
+    // Here the rounding errors of the difference and the square left out of the other formula are alike.
+    let near_one = libm::cbrt(E::Compute::UNIT_ROUNDOFF);
     let finish = |partial: &TemperedPartial, _: Option<f64>, places: &mut [f64]| {
         let shannon = partial.finish(0, scale);
         for (place, (&order, value)) in orders.iter().zip(places).enumerate() {
             // Both logarithms are of sums around the largest logit, whose multiples cancel here exactly.
             let log_mass = || partial.finish(place + 1, exponents[place + 1]).log_mass;
+            // Next to order 1 the difference of logarithms cancels; there the entropy falls by half the varentropy.
+            let above_one = order - 1.0;
             *value = match order {
-                1.0 => shannon.entropy,
+                _ if above_one.abs() < near_one => shannon.entropy - above_one / 2.0 * shannon.variance * scale * scale,
                 f64::INFINITY => shannon.log_mass,
                 _ => ((log_mass() - order * shannon.log_mass) / (1.0 - order)).max(0.0),
             };

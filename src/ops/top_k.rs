@@ -73,7 +73,10 @@ impl<E: Element> TailWork<'_, '_, '_, E> {
         }
         let mass = known.iter().map(|(_, z)| libm::exp(z - largest)).sum::<f64>() + libm::exp(rest.lse - largest);
         let lse = largest + libm::log(mass);
-        let p_rest = (1.0 - known.iter().map(|(log_p, _)| libm::exp(*log_p)).sum::<f64>()).max(0.0);
+        // With no column left there is no rest, whatever the rounding of the probabilities leaves.
+        let has_rest = known.len() < self.q.vocab();
+        let p_rest = (1.0 - known.iter().map(|(log_p, _)| libm::exp(*log_p)).sum::<f64>()).max(0.0)
+            * f64::from(u8::from(has_rest));
         let term = |p: f64, log_p: f64, z: f64| if p == 0.0 { 0.0 } else { p * (log_p - (z - lse)) };
         let sum: f64 = known.iter().map(|&(log_p, z)| term(libm::exp(log_p), log_p, z)).sum();
         let divergence = sum + term(p_rest, libm::log(p_rest), rest.lse);

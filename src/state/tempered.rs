@@ -120,7 +120,8 @@ impl TemperedPartial {
             drop,
             mean: max + drop,
             variance: sums.spread / mass,
-            entropy: log_mass - inverse_temperature * drop,
+            // At 0 the distances count nothing, also where they are larger than the lanes can hold.
+            entropy: if inverse_temperature == 0.0 { log_mass } else { log_mass - inverse_temperature * drop },
             flags: Flags::default(),
         }
     }

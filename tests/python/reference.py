@@ -7,6 +7,7 @@ Sums are made in long double: what is left is the rounding of exp and log, about
 
 from __future__ import annotations
 
+import decimal
 import math
 from typing import Any, Final
 
@@ -232,3 +233,51 @@ def kl_bound(p_row: Floats, q_row: Floats, dtype: np.dtype[Any]) -> float:
     from_q = np.abs(p - q)[present_q] * (4 + q_gap[present_q])
     spare = ulp_of(1.0 + value, dtype) if dtype == np.float64 else half_ulp(value)
     return unit_of(dtype) * (total(from_p) + total(from_q)) + spare
+
+
+# With 60 digits a difference loses nothing that a float64 result could show.
+EXACT: Final = decimal.Context(prec=60, Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX)
+NEVER: Final = decimal.Decimal("-Infinity")
+Exact = list[decimal.Decimal]
+
+
+def exact_log_probs(row: Floats, inverse_temperature: float = 1.0) -> tuple[Exact, decimal.Decimal]:
+    """ln softmax(b x), and ln sum e^(b x)."""
+    with decimal.localcontext(EXACT):
+        factor = decimal.Decimal(inverse_temperature)
+        scaled = [decimal.Decimal(value) * factor if value > -math.inf else NEVER for value in row.tolist()]
+        largest = max(scaled)
+        lse = largest + sum(((value - largest).exp() for value in scaled), start=decimal.Decimal(0)).ln()
+        return [value - lse for value in scaled], lse
+
+
+def exact_mean(log_probs: Exact, values: Exact) -> decimal.Decimal:
+    """sum p v; 0 where p is 0, whatever v is there."""
+    with decimal.localcontext(EXACT):
+        pairs = zip(log_probs, values, strict=True)
+        return sum((log_p.exp() * value for log_p, value in pairs if log_p > NEVER), start=decimal.Decimal(0))
+
+
+def exact_ratios(log_p: Exact, log_q: Exact) -> Exact:
+    """ln(p / q); 0 where p is 0."""
+    with decimal.localcontext(EXACT):
+        return [p - q if p > NEVER else decimal.Decimal(0) for p, q in zip(log_p, log_q, strict=True)]
+
+
+def exact_divergences(p_row: Floats, q_row: Floats, inverse_temperature: float = 1.0) -> dict[str, float]:
+    """Every field of `divergences`, and the Jensen-Shannon divergence."""
+    (log_p, _), (log_q, _) = (exact_log_probs(row, inverse_temperature) for row in (p_row, q_row))
+    with decimal.localcontext(EXACT):
+        middle = [((p.exp() + q.exp()) / 2).ln() for p, q in zip(log_p, log_q, strict=True)]
+        forward, reverse = (exact_mean(a, exact_ratios(a, b)) for a, b in ((log_p, log_q), (log_q, log_p)))
+        entropy = -exact_mean(log_p, log_q)
+        spread = [(value + entropy) ** 2 if entropy.is_finite() else entropy for value in log_q]
+        halves = [exact_mean(side, exact_ratios(side, middle)) for side in (log_p, log_q)]
+        return {
+            "kl_divergence": float(forward),
+            "reverse_kl_divergence": float(reverse),
+            "symmetric_kl_divergence": float(forward + reverse),
+            "cross_entropy": float(entropy),
+            "cross_varentropy": float(exact_mean(log_p, spread)) if entropy.is_finite() else math.nan,
+            "js_divergence": float(sum(halves) / 2),
+        }
