@@ -56,6 +56,16 @@ def lend_floats(values: Any, name: str) -> Any:
     return np.array(array, dtype=np.float64, order="C")
 
 
+def check_lists(ids: Any, values: Any, logits: Any, names: tuple[str, str, str]) -> None:
+    """Checks ids and values of k columns for each row of the logits; `names` are those of the three arguments."""
+    if ids.ndim > 0 and ids.shape[:-1] == logits.shape[:-1] and values.shape == ids.shape:
+        return
+    raise ShapeError(
+        f"{names[0]} and {names[1]} have shapes {ids.shape} and {values.shape}, expected both (..., k) with one row for"
+        f" each row of {names[2]} {logits.shape}"
+    )
+
+
 def check_reduction(reduction: str) -> None:
     """Raises ParamError for a reduction that is not one of the three."""
     if reduction not in ("none", "sum", "mean"):

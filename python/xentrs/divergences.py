@@ -8,7 +8,7 @@ import numpy as np
 
 from xentrs import _xentrs
 from xentrs.adapters.numpy import Lent, promote
-from xentrs.arguments import Reduction, check_reduction, lend_floats, settings
+from xentrs.arguments import Reduction, check_lists, check_reduction, lend_floats, settings
 from xentrs.dispatch import Adapter, adapter_of
 from xentrs.errors import ShapeError
 from xentrs.results import Divergences, total
@@ -137,11 +137,7 @@ def top_k_kl_divergence(
     array, element = adapter.lend(q_logits, "q_logits")
     ids = adapter_of(p_ids).copy_targets(p_ids, "p_ids")
     log_probs = lend_floats(p_log_probs, "p_log_probs")
-    if ids.ndim == 0 or ids.shape[:-1] != array.shape[:-1] or log_probs.shape != ids.shape:
-        raise ShapeError(
-            f"p_ids and p_log_probs have shapes {ids.shape} and {log_probs.shape}, expected both (..., k) with one row"
-            f" for each row of q_logits {array.shape}"
-        )
+    check_lists(ids, log_probs, array, ("p_ids", "p_log_probs", "q_logits"))
     values, flags = _xentrs.top_k_kl_divergence(
         ids.reshape(-1),
         log_probs.reshape(-1),

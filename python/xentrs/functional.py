@@ -13,6 +13,7 @@ from xentrs.arguments import (
     Reduction,
     check_count,
     check_index,
+    check_lists,
     check_reduction,
     lend_floats,
     lend_with_targets,
@@ -225,11 +226,7 @@ def soft_cross_entropy(
     array, element = adapter.lend(logits, "logits")
     ids = adapter_of(target_ids).copy_targets(target_ids, "target_ids")
     shares = lend_floats(target_probs, "target_probs")
-    if ids.ndim == 0 or ids.shape[:-1] != array.shape[:-1] or shares.shape != ids.shape:
-        raise ShapeError(
-            f"target_ids and target_probs have shapes {ids.shape} and {shares.shape}, expected both (..., k) with one"
-            f" row for each row of logits {array.shape}"
-        )
+    check_lists(ids, shares, array, ("target_ids", "target_probs", "logits"))
     columns = _xentrs.soft_cross_entropy(
         array,
         element,
