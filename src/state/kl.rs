@@ -86,7 +86,9 @@ fn merge(leaves: &[KlLeaf], p_max: f64, q_max: f64, scale: &KlScale) -> Divergen
     // large numbers.
     let offset = |leaf: &KlLeaf| scaled(distance(leaf.p_max, p_max) - distance(leaf.q_max, q_max));
     let mass: f64 = leaves.iter().map(|leaf| p_weight(leaf) * leaf.p_mass).sum();
-    let reference: f64 = leaves.iter().map(|leaf| p_weight(leaf) * leaf.p_mass / mass * offset(leaf)).sum();
+    // A leaf without weight may lie further away than float64 can tell.
+    let weighted = leaves.iter().filter(|leaf| p_weight(leaf) > 0.0);
+    let reference: f64 = weighted.map(|leaf| p_weight(leaf) * leaf.p_mass / mass * offset(leaf)).sum();
     let (mut excess, mut surplus, mut cross, mut q_mass) = (0.0, 0.0, 0.0, 0.0);
     for leaf in leaves {
         let (weight, shift) = (p_weight(leaf), offset(leaf) - reference);
