@@ -59,11 +59,11 @@ pub(super) fn kl_leaf<S: Simd, E: Element>(
     q: &Leaf<'_, E>,
     inverse_temperature: E::Compute,
 ) -> KlLeaf {
-    let p_max = BlockMaxima::<S, E>::of(simd, p).max();
-    let q_max = BlockMaxima::<S, E>::of(simd, q).max();
+    let p_maxima = BlockMaxima::<S, E>::of(simd, p);
+    let q_maxima = BlockMaxima::<S, E>::of(simd, q);
     let scale = Scale {
-        p_reference: E::splat(simd, reference::<E>(p_max)),
-        q_reference: E::splat(simd, reference::<E>(q_max)),
+        p_reference: E::splat(simd, p_maxima.reference()),
+        q_reference: E::splat(simd, q_maxima.reference()),
         inverse_temperature: E::splat(simd, inverse_temperature),
     };
     let zero = simd.splat_f64(0.0);
@@ -82,8 +82,8 @@ pub(super) fn kl_leaf<S: Simd, E: Element>(
         add_block(simd, p, q, index, &scale, &mut totals);
     }
     KlLeaf {
-        p_max: p_max.into(),
-        q_max: q_max.into(),
+        p_max: p_maxima.max().into(),
+        q_max: q_maxima.max().into(),
         has_nan: totals.ordered != u16::MAX,
         unsupported: totals.unsupported.max_lane().into(),
         p_mass: totals.p_mass.sum_lanes(),
@@ -93,11 +93,6 @@ pub(super) fn kl_leaf<S: Simd, E: Element>(
         cross: totals.cross.sum_lanes(),
         excess: totals.excess.sum_lanes(),
     }
-}
-
-/// A leaf of minus infinities takes 0 as its reference.
-fn reference<E: Element>(max: E::Compute) -> E::Compute {
-    if max == E::Compute::NEG_INFINITY { E::Compute::ZERO } else { max }
 }
 
 #[inline(always)]

@@ -61,11 +61,10 @@ impl<L: Lanes> Lane<L> {
 /// Moments of q's scaled logits under p's weights.
 #[inline(always)]
 fn cross_leaf<S: Simd, E: Element>(simd: S, p: &Leaf<'_, E>, q: &Leaf<'_, E>, scale: E::Compute) -> CrossLeaf {
-    let reference = |max: E::Compute| if max == E::Compute::NEG_INFINITY { E::Compute::ZERO } else { max };
-    let p_max = BlockMaxima::<S, E>::of(simd, p).max();
-    let q_reference = reference(BlockMaxima::<S, E>::of(simd, q).max());
+    let p_maxima = BlockMaxima::<S, E>::of(simd, p);
+    let q_reference = BlockMaxima::<S, E>::of(simd, q).reference();
     let lane = Lane {
-        p_reference: E::splat(simd, reference(p_max)),
+        p_reference: E::splat(simd, p_maxima.reference()),
         q_reference: E::splat(simd, q_reference),
         scale: E::splat(simd, scale),
     };
@@ -77,7 +76,7 @@ fn cross_leaf<S: Simd, E: Element>(simd: S, p: &Leaf<'_, E>, q: &Leaf<'_, E>, sc
         spread = second - first * (first / mass);
     }
     let spread = if mass == 0.0 { 0.0 } else { spread };
-    CrossLeaf { p_max: p_max.into(), q_reference: q_reference.into(), mass, drop, spread }
+    CrossLeaf { p_max: p_maxima.max().into(), q_reference: q_reference.into(), mass, drop, spread }
 }
 
 /// Sums of w, w (d - origin) and w (d - origin)^2.

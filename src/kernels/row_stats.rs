@@ -66,6 +66,12 @@ impl<S: Simd, E: Element> BlockMaxima<S, E> {
         E::Compute::from_f64(*values[..lanes].select_nth_unstable_by(top.limit() - 1, descending).1)
     }
 
+    /// What distances are measured from: the largest logit. In a leaf of minus infinities any finite reference gives e^d = 0
+    /// for all, and NaN for NaN.
+    pub(super) fn reference(&self) -> E::Compute {
+        if self.max == E::Compute::NEG_INFINITY { E::Compute::ZERO } else { self.max }
+    }
+
     /// Largest logit of the leaf; minus infinity if there is none but NaN.
     pub(crate) fn max(&self) -> E::Compute {
         self.max
@@ -124,11 +130,9 @@ fn sum_leaf<S: Simd, E: Element, const MOMENTS: bool, const SCALED: bool>(
     maxima: &BlockMaxima<S, E>,
     inverse_temperature: E::Compute,
 ) -> LeafSums {
-    // In a leaf of minus infinities any finite reference gives e^d = 0 for all, and NaN for NaN.
-    let reference = if maxima.max == E::Compute::NEG_INFINITY { E::Compute::ZERO } else { maxima.max };
     let scale = Scale {
         max: E::splat(simd, maxima.max),
-        reference: E::splat(simd, reference),
+        reference: E::splat(simd, maxima.reference()),
         inverse_temperature: E::splat(simd, inverse_temperature),
     };
     let zero = simd.splat_f64(0.0);

@@ -52,8 +52,8 @@ fn read_leaf<S: Simd, E: Element>(
     weights: Option<Leaf<'_, E::Compute>>,
     partial: &mut TemperedPartial,
 ) {
-    let max = BlockMaxima::of(simd, leaf).max();
-    let reference = if max == E::Compute::NEG_INFINITY { E::Compute::ZERO } else { max };
+    let maxima = BlockMaxima::of(simd, leaf);
+    let (max, reference) = (maxima.max(), maxima.reference());
     for chain in chains {
         let scale = Scale { max: E::splat(simd, max), reference: E::splat(simd, reference), base: chain.base };
         match chain.places.len() {

@@ -1,9 +1,10 @@
 //! KL divergence of two arrays of logits.
 
-use super::{Options, check_positive, never};
+use super::{Options, check_positive, never, slots};
 use crate::error::{Error, try_filled};
 use crate::input::{LEAF, LeafScratch, LogitsView};
 use crate::kernels::kl::KlRow;
+use crate::output::Flags;
 use crate::plan::{Execution, Plan};
 use crate::run::{self, Interrupt, RowWork};
 use crate::simd::{Element, Float, Isa};
@@ -17,15 +18,8 @@ use std::sync::Mutex;
 pub struct KlColumns {
     /// KL(p||q) in nats, at least 0.
     pub kl_divergence: Vec<f64>,
-    /// Bits of [`Flags`](crate::Flags).
+    /// Bits of [`Flags`].
     pub flags: Vec<u8>,
-}
-
-impl KlColumns {
-    /// The places of `size` rows at a time, in row order.
-    fn slots(&mut self, size: usize) -> Vec<(&mut [f64], &mut [u8])> {
-        self.kl_divergence.chunks_mut(size).zip(self.flags.chunks_mut(size)).collect()
-    }
 }
 
 /// KL(p||q) = sum p ln(p / q) of the softmaxes of each row of two arrays, both at the same temperature, in nats.
@@ -65,15 +59,51 @@ pub(crate) fn kl_divergence_with<E: Element>(
         // The read below sums at this temperature; log-probabilities sum to 1 at temperature 1.
         check_log_probs(p, execution)?;
     }
-    let log_probs = log_probs && temperature == 1.0;
-    let plan = Plan::new(p.rows(), p.vocab(), execution)?;
     let scale = kl_scale::<E>(p.vocab(), temperature);
-    let (values, flags) = (try_filled(p.rows(), f64::NAN)?, try_filled(p.rows(), 0)?);
-    let mut columns = KlColumns { kl_divergence: values, flags };
-    let work = KlWork { p, q, scale, log_probs, isa: plan.isa, fault: FirstFault::default(), slots: PhantomData };
-    run::rows(&plan, p.rows(), p.vocab().div_ceil(LEAF), &work, |size| columns.slots(size), interrupt)?;
+    let finish = |row: usize, leaves: &[KlLeaf], places: &mut [f64]| {
+        if log_probs && temperature == 1.0 && kl::undefined(leaves).is_none() {
+            let (max, log_mass) = kl::log_mass(leaves, 1.0, KlLeaf::of_p);
+            check_normalized(row, max + log_mass)?;
+        }
+        let (value, flags) = kl::finish(leaves, &scale)?;
+        places[0] = value;
+        Ok(flags)
+    };
+    let (kl_divergence, flags) = read_leaves(p, q, temperature, 1, execution, finish, interrupt)?;
+    Ok(KlColumns { kl_divergence, flags })
+}
+
+/// Runs `finish` on the leaves of each pair of rows; it writes `width` values.
+pub(super) fn read_leaves<E: Element, F>(
+    p: &LogitsView<'_, E>,
+    q: &LogitsView<'_, E>,
+    temperature: f64,
+    width: usize,
+    execution: &Execution,
+    finish: F,
+    interrupt: Interrupt<'_>,
+) -> Result<(Vec<f64>, Vec<u8>), Error>
+where
+    F: Fn(usize, &[KlLeaf], &mut [f64]) -> Result<Flags, Error> + Sync,
+{
+    let plan = Plan::new(p.rows(), p.vocab(), execution)?;
+    let mut values = try_filled(p.rows().saturating_mul(width), f64::NAN)?;
+    let mut flags = try_filled(p.rows(), 0)?;
+    let fault = FirstFault::default();
+    let work = KlWork {
+        p,
+        q,
+        inverse_temperature: 1.0 / temperature,
+        isa: plan.isa,
+        width,
+        finish,
+        fault,
+        slots: PhantomData,
+    };
+    let leaf_count = p.vocab().div_ceil(LEAF);
+    run::rows(&plan, p.rows(), leaf_count, &work, |size| slots(&mut values, &mut flags, size, width), interrupt)?;
     work.fault.finish()?;
-    Ok(columns)
+    Ok((values, flags))
 }
 
 /// Two arrays of one shape, and a temperature in range.
@@ -102,14 +132,22 @@ pub(super) fn kl_scale<E: Element>(vocab: usize, temperature: f64) -> KlScale {
     }
 }
 
-/// Rows of log-probabilities sum to 1.
+/// By so much may the log-sum-exp of log-probabilities differ from 0.
+const NORMALIZED: f64 = 1e-3;
+
+fn check_normalized(row: usize, lse: f64) -> Result<(), Error> {
+    if lse.abs() <= NORMALIZED {
+        return Ok(());
+    }
+    Err(Error::NotNormalized { what: "p_logits", row, sum: libm::exp(lse) })
+}
+
+/// Rows of log-probabilities that have a distribution sum to 1.
 fn check_log_probs<E: Element>(p: &LogitsView<'_, E>, execution: &Execution) -> Result<(), Error> {
     let options = Options { execution: *execution, ..Options::default() };
     let lse = super::logsumexp(p, &options)?;
-    match lse.iter().position(|lse| lse.is_finite() && lse.abs() > NORMALIZED) {
-        Some(row) => Err(Error::NotNormalized { what: "p_logits", row, sum: libm::exp(lse[row]) }),
-        None => Ok(()),
-    }
+    let mut finite = lse.iter().enumerate().filter(|(_, lse)| lse.is_finite());
+    finite.try_for_each(|(row, &lse)| check_normalized(row, lse))
 }
 
 /// The fault of the first row that has one, whichever thread meets it first.
@@ -130,36 +168,21 @@ impl FirstFault {
     }
 }
 
-struct KlWork<'w, 'a, 's, E: Element> {
+struct KlWork<'w, 'a, 's, E: Element, F> {
     p: &'w LogitsView<'a, E>,
     q: &'w LogitsView<'a, E>,
-    scale: KlScale,
-    /// Whether p's logits must be log-probabilities.
-    log_probs: bool,
+    inverse_temperature: f64,
     isa: Isa,
+    width: usize,
+    finish: F,
     fault: FirstFault,
     slots: PhantomData<fn(&'s ())>,
 }
 
-/// By so much may the log-sum-exp of log-probabilities differ from 0.
-const NORMALIZED: f64 = 1e-3;
-
-impl<E: Element> KlWork<'_, '_, '_, E> {
-    /// Where p must be log-probabilities, a row that has a distribution is one that sums to 1.
-    fn check_normalized(&self, row: usize, sums: &[KlLeaf]) -> Result<(), Error> {
-        if !self.log_probs || sums.iter().any(|leaf| leaf.has_nan) {
-            return Ok(());
-        }
-        let (max, log_mass) = kl::log_mass(sums, self.scale.inverse_temperature);
-        let lse = max * self.scale.inverse_temperature + log_mass;
-        if max.is_infinite() || lse.abs() <= NORMALIZED {
-            return Ok(());
-        }
-        Err(Error::NotNormalized { what: "p_logits", row, sum: libm::exp(lse) })
-    }
-}
-
-impl<'s, E: Element> RowWork for KlWork<'_, '_, 's, E> {
+impl<'s, E: Element, F> RowWork for KlWork<'_, '_, 's, E, F>
+where
+    F: Fn(usize, &[KlLeaf], &mut [f64]) -> Result<Flags, Error> + Sync,
+{
     type Scratch = [LeafScratch<E>; 2];
     type Partial = Vec<KlLeaf>;
     type Slots = (&'s mut [f64], &'s mut [u8]);
@@ -173,9 +196,8 @@ impl<'s, E: Element> RowWork for KlWork<'_, '_, 's, E> {
     }
 
     fn read(&self, row: usize, leaves: Range<usize>, scratch: &mut Self::Scratch, sums: &mut Vec<KlLeaf>) {
-        let inverse_temperature = self.scale.inverse_temperature;
         let (p, q) = (self.p.row(row), self.q.row(row));
-        self.isa.run(KlRow { inverse_temperature, p, q, leaves, scratch, sums });
+        self.isa.run(KlRow { inverse_temperature: self.inverse_temperature, p, q, leaves, scratch, sums });
     }
 
     fn append(&self, sums: &mut Vec<KlLeaf>, following: &Vec<KlLeaf>) {
@@ -187,11 +209,8 @@ impl<'s, E: Element> RowWork for KlWork<'_, '_, 's, E> {
     }
 
     fn write(&self, row: usize, sums: &Vec<KlLeaf>, (values, flags): &mut Self::Slots, index: usize) {
-        match self.check_normalized(row, sums).and_then(|()| kl::finish(sums, &self.scale)) {
-            Ok((value, row_flags)) => {
-                values[index] = value;
-                flags[index] = row_flags.bits();
-            }
+        match (self.finish)(row, sums, &mut values[index * self.width..(index + 1) * self.width]) {
+            Ok(row_flags) => flags[index] = row_flags.bits(),
             Err(fault) => self.fault.report(row, fault),
         }
     }

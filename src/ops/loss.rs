@@ -1,8 +1,8 @@
 //! Training losses on top of the likelihood: label smoothing, z-loss, class weights, soft targets. One read of the logits.
 
 use super::rows::{scan, target_logit};
-use super::tempered::{Tempered, check_rows, distance};
-use super::{Options, never};
+use super::tempered::{Tempered, distance};
+use super::{Options, check_rows, never};
 use crate::error::{Error, try_filled};
 use crate::input::{LEAF, LogitsView, SoftTargets, Targets};
 use crate::output::Flags;

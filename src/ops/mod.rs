@@ -29,7 +29,9 @@ pub use top_k::top_k_kl_divergence;
 pub(crate) use top_k::top_k_kl_divergence_with;
 
 use crate::error::Error;
+use crate::input::{LogitsView, Targets};
 use crate::plan::Execution;
+use crate::simd::Element;
 
 /// Settings of a call.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -79,4 +81,26 @@ pub(crate) fn check_positive(name: &'static str, value: f64) -> Result<(), Error
 /// A call from Rust is not interrupted.
 fn never() -> bool {
     false
+}
+
+/// The places of `size` rows at a time, `width` values each.
+fn slots<'s>(
+    values: &'s mut [f64],
+    flags: &'s mut [u8],
+    size: usize,
+    width: usize,
+) -> Vec<(&'s mut [f64], &'s mut [u8])> {
+    let mut values = values.chunks_mut((size * width).max(1));
+    flags.chunks_mut(size).map(|flags| (values.next().unwrap_or_default(), flags)).collect()
+}
+
+/// One target for each row.
+fn check_rows<E: Element>(logits: &LogitsView<'_, E>, targets: Option<&Targets>) -> Result<(), Error> {
+    match targets {
+        Some(targets) if targets.rows() != logits.rows() => {
+            let (left_shape, right_shape) = (vec![targets.rows()], vec![logits.rows()]);
+            Err(Error::ShapeMismatch { left: "targets", left_shape, right: "the rows of logits", right_shape })
+        }
+        _ => Ok(()),
+    }
 }

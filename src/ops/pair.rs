@@ -1,8 +1,7 @@
 //! Divergences of two arrays of logits beyond KL one way.
 
-use super::kl::{FirstFault, check_pair, kl_scale};
-use super::never;
-use super::tempered::slots;
+use super::kl::{FirstFault, check_pair, kl_scale, read_leaves};
+use super::{never, slots};
 use crate::error::{Error, try_filled};
 use crate::input::{LEAF, LeafScratch, LogitsView};
 use crate::kernels::pair::{JensenRow, PairRow};
@@ -10,7 +9,7 @@ use crate::output::Flags;
 use crate::plan::{Execution, Plan};
 use crate::run::{self, Interrupt, RowWork};
 use crate::simd::{Element, Isa};
-use crate::state::kl::{self, KlScale};
+use crate::state::kl::{self, KlLeaf, KlScale};
 use crate::state::pair::{PairPartial, Scales};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -54,7 +53,7 @@ pub fn divergences<E: Element>(
 }
 
 /// Values of one row as the kernel's work writes them.
-const FIELDS: usize = 8;
+const FIELDS: usize = 4;
 
 pub(crate) fn divergences_with<E: Element>(
     p: &LogitsView<'_, E>,
@@ -63,7 +62,15 @@ pub(crate) fn divergences_with<E: Element>(
     execution: &Execution,
     interrupt: Interrupt<'_>,
 ) -> Result<DivergenceColumns, Error> {
-    let (values, flags) = read_pairs(p, q, temperature, execution, interrupt)?;
+    check_pair(p, q, temperature)?;
+    let plan = Plan::new(p.rows(), p.vocab(), execution)?;
+    let mut values = try_filled(p.rows().saturating_mul(FIELDS), f64::NAN)?;
+    let mut flags = try_filled(p.rows(), 0)?;
+    let scale = kl_scale::<E>(p.vocab(), temperature);
+    let work = PairWork { p, q, scale, isa: plan.isa, fault: FirstFault::default(), slots: PhantomData };
+    let leaf_count = p.vocab().div_ceil(LEAF);
+    run::rows(&plan, p.rows(), leaf_count, &work, |size| slots(&mut values, &mut flags, size, FIELDS), interrupt)?;
+    work.fault.finish()?;
     let field = |index: usize| values.iter().skip(index).step_by(FIELDS).copied().collect();
     Ok(DivergenceColumns {
         kl_divergence: field(0),
@@ -95,35 +102,21 @@ pub(crate) fn js_divergence_with<E: Element>(
     execution: &Execution,
     interrupt: Interrupt<'_>,
 ) -> Result<(Vec<f64>, Vec<u8>), Error> {
-    let (scales, mut flags) = read_pairs(p, q, temperature, execution, interrupt)?;
-    // Where one is 0 and the other is not is nothing unusual here, nor is a KL that rounding left below 0.
-    let kept = Flags::NAN | Flags::POSINF | Flags::ALL_NEGINF;
-    flags.iter_mut().for_each(|bits| *bits &= kept.bits());
+    check_pair(p, q, temperature)?;
+    let finish = |_row: usize, leaves: &[KlLeaf], places: &mut [f64]| {
+        let undefined = kl::undefined(leaves);
+        if undefined.is_none() {
+            let scales = Scales::of(leaves, 1.0 / temperature);
+            places.copy_from_slice(&[scales.p_max, scales.q_max, scales.p_log_mass, scales.q_log_mass]);
+        }
+        Ok(undefined.unwrap_or_default())
+    };
+    let (scales, flags) = read_leaves(p, q, temperature, FIELDS, execution, finish, interrupt)?;
     let plan = Plan::new(p.rows(), p.vocab(), execution)?;
     let mut values = try_filled(p.rows(), f64::NAN)?;
     let work = JensenWork { p, q, scales: &scales, isa: plan.isa, scale: 1.0 / temperature, slots: PhantomData };
     let leaf_count = p.vocab().div_ceil(LEAF);
     run::rows(&plan, p.rows(), leaf_count, &work, |size| values.chunks_mut(size).collect(), interrupt)?;
-    Ok((values, flags))
-}
-
-/// For each row: KL both ways, cross-entropy, its variance, and the scales of a second read (NaN where there are none).
-fn read_pairs<E: Element>(
-    p: &LogitsView<'_, E>,
-    q: &LogitsView<'_, E>,
-    temperature: f64,
-    execution: &Execution,
-    interrupt: Interrupt<'_>,
-) -> Result<(Vec<f64>, Vec<u8>), Error> {
-    check_pair(p, q, temperature)?;
-    let plan = Plan::new(p.rows(), p.vocab(), execution)?;
-    let mut values = try_filled(p.rows().saturating_mul(FIELDS), f64::NAN)?;
-    let mut flags = try_filled(p.rows(), 0)?;
-    let scale = kl_scale::<E>(p.vocab(), temperature);
-    let work = PairWork { p, q, scale, isa: plan.isa, fault: FirstFault::default(), slots: PhantomData };
-    let leaf_count = p.vocab().div_ceil(LEAF);
-    run::rows(&plan, p.rows(), leaf_count, &work, |size| slots(&mut values, &mut flags, size, FIELDS), interrupt)?;
-    work.fault.finish()?;
     Ok((values, flags))
 }
 
@@ -144,10 +137,9 @@ impl<E: Element> PairWork<'_, '_, '_, E> {
         flags |= reverse_flags;
         let mut values = [f64::NAN; FIELDS];
         (values[0], values[1]) = (kl, reverse);
-        if let Some(scales) = partial.scales(inverse_temperature) {
+        if !kl.is_nan() {
             values[2] = partial.entropy(inverse_temperature) + kl;
             values[3] = if kl == f64::INFINITY { f64::NAN } else { partial.cross_varentropy(inverse_temperature) };
-            values[4..].copy_from_slice(&[scales.p_max, scales.q_max, scales.p_log_mass, scales.q_log_mass]);
         }
         Ok((values, flags))
     }
@@ -194,7 +186,7 @@ impl<'s, E: Element> RowWork for PairWork<'_, '_, 's, E> {
 struct JensenWork<'w, 'a, 's, E: Element> {
     p: &'w LogitsView<'a, E>,
     q: &'w LogitsView<'a, E>,
-    /// What `read_pairs` returned.
+    /// Four for each row, as [`Scales`] names them; NaN where a row has no distribution.
     scales: &'w [f64],
     isa: Isa,
     scale: f64,
@@ -204,7 +196,7 @@ struct JensenWork<'w, 'a, 's, E: Element> {
 impl<E: Element> JensenWork<'_, '_, '_, E> {
     fn scales(&self, row: usize) -> Option<Scales> {
         let fields = &self.scales[row * FIELDS..(row + 1) * FIELDS];
-        let (p_max, q_max, p_log_mass, q_log_mass) = (fields[4], fields[5], fields[6], fields[7]);
+        let (p_max, q_max, p_log_mass, q_log_mass) = (fields[0], fields[1], fields[2], fields[3]);
         let scales = Scales { inverse_temperature: self.scale, p_max, q_max, p_log_mass, q_log_mass };
         (!p_max.is_nan()).then_some(scales)
     }

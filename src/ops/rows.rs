@@ -1,7 +1,6 @@
 //! Quantities of one array of logits.
 
-use super::tempered::check_rows;
-use super::{Options, never};
+use super::{Options, check_rows, never};
 use crate::error::Error;
 use crate::input::{LEAF, LeafScratch, LogitsView, RowView, Targets};
 use crate::kernels::probe::ReadRow;

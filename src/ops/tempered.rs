@@ -1,7 +1,7 @@
 //! Quantities at several inverse temperatures, from one read.
 
 use super::rows::target_logit;
-use super::{Options, never};
+use super::{Options, check_rows, never, slots};
 use crate::error::{Error, try_filled};
 use crate::input::{LEAF, LeafScratch, LogitsView, Targets};
 use crate::kernels::tempered::TemperedRow;
@@ -191,28 +191,6 @@ impl<E: Element> Tempered<'_, '_, E> {
         let leaf_count = self.logits.vocab().div_ceil(LEAF);
         run::rows(&plan, rows, leaf_count, &work, |size| slots(&mut values, &mut flags, size, width), interrupt)?;
         Ok((values, flags))
-    }
-}
-
-/// The places of `size` rows at a time, `width` values each.
-pub(super) fn slots<'s>(
-    values: &'s mut [f64],
-    flags: &'s mut [u8],
-    size: usize,
-    width: usize,
-) -> Vec<(&'s mut [f64], &'s mut [u8])> {
-    let mut values = values.chunks_mut((size * width).max(1));
-    flags.chunks_mut(size).map(|flags| (values.next().unwrap_or_default(), flags)).collect()
-}
-
-/// One target for each row.
-pub(super) fn check_rows<E: Element>(logits: &LogitsView<'_, E>, targets: Option<&Targets>) -> Result<(), Error> {
-    match targets {
-        Some(targets) if targets.rows() != logits.rows() => {
-            let (left_shape, right_shape) = (vec![targets.rows()], vec![logits.rows()]);
-            Err(Error::ShapeMismatch { left: "targets", left_shape, right: "the rows of logits", right_shape })
-        }
-        _ => Ok(()),
     }
 }
 

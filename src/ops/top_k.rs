@@ -1,8 +1,7 @@
 //! KL against a distribution of which only the k largest probabilities are kept.
 
 use super::rows::target_logit;
-use super::tempered::slots;
-use super::{Options, never};
+use super::{Options, never, slots};
 use crate::error::{Error, try_filled};
 use crate::input::{LEAF, LeafScratch, LogitsView, TopKDistribution};
 use crate::kernels::rows::{Scan, ScanRow};

@@ -44,12 +44,37 @@ pub(crate) struct KlScale {
     pub(crate) vocab: usize,
 }
 
-/// Largest logit of p, and ln sum e^d of its scaled distances from it.
-pub(crate) fn log_mass(leaves: &[KlLeaf], inverse_temperature: f64) -> (f64, f64) {
-    let max = leaves.iter().fold(f64::NEG_INFINITY, |max, leaf| max.max(leaf.p_max));
-    let possible = leaves.iter().filter(|leaf| leaf.p_max > f64::NEG_INFINITY);
-    let mass = possible.map(|leaf| libm::exp((leaf.p_max - max) * inverse_temperature) * leaf.all_mass);
+impl KlLeaf {
+    /// Largest logit of p and the sum of e^d around it.
+    pub(crate) fn of_p(&self) -> (f64, f64) {
+        (self.p_max, self.all_mass)
+    }
+
+    /// Largest logit of q and the sum of e^d around it.
+    pub(crate) fn of_q(&self) -> (f64, f64) {
+        (self.q_max, self.q_mass)
+    }
+}
+
+/// Largest logit of one of the rows, and ln sum e^d of its scaled distances from it.
+pub(crate) fn log_mass(leaves: &[KlLeaf], inverse_temperature: f64, of: fn(&KlLeaf) -> (f64, f64)) -> (f64, f64) {
+    let max = leaves.iter().map(|leaf| of(leaf).0).fold(f64::NEG_INFINITY, f64::max);
+    let possible = leaves.iter().map(of).filter(|(leaf_max, _)| *leaf_max > f64::NEG_INFINITY);
+    let mass = possible.map(|(leaf_max, mass)| libm::exp((leaf_max - max) * inverse_temperature) * mass);
     (max, libm::log(mass.sum()))
+}
+
+/// Why there is no divergence, if one of the rows has no distribution.
+pub(crate) fn undefined(leaves: &[KlLeaf]) -> Option<Flags> {
+    let largest = |of: fn(&KlLeaf) -> f64| leaves.iter().map(of).fold(f64::NEG_INFINITY, f64::max);
+    let maxima = [largest(|leaf| leaf.p_max), largest(|leaf| leaf.q_max)];
+    if leaves.iter().any(|leaf| leaf.has_nan) {
+        Some(Flags::NAN)
+    } else if maxima.contains(&f64::INFINITY) {
+        Some(Flags::POSINF)
+    } else {
+        maxima.contains(&f64::NEG_INFINITY).then_some(Flags::ALL_NEGINF)
+    }
 }
 
 /// The divergence in nats, and what is unusual about the row.
@@ -57,14 +82,8 @@ pub(crate) fn finish(leaves: &[KlLeaf], scale: &KlScale) -> Result<(f64, Flags),
     let largest = |of: fn(&KlLeaf) -> f64| leaves.iter().map(of).fold(f64::NEG_INFINITY, f64::max);
     let (p_max, q_max) = (largest(|leaf| leaf.p_max), largest(|leaf| leaf.q_max));
     let unsupported = largest(|leaf| leaf.unsupported);
-    if leaves.iter().any(|leaf| leaf.has_nan) {
-        return Ok((f64::NAN, Flags::NAN));
-    }
-    if p_max == f64::INFINITY || q_max == f64::INFINITY {
-        return Ok((f64::NAN, Flags::POSINF));
-    }
-    if p_max == f64::NEG_INFINITY || q_max == f64::NEG_INFINITY {
-        return Ok((f64::NAN, Flags::ALL_NEGINF));
+    if let Some(flags) = undefined(leaves) {
+        return Ok((f64::NAN, flags));
     }
     if (unsupported - p_max) * scale.inverse_temperature >= scale.lowest_exponent {
         return Ok((f64::INFINITY, Flags::SUPPORT));

@@ -39,6 +39,15 @@ pub(crate) struct Scales {
     pub(crate) q_log_mass: f64,
 }
 
+impl Scales {
+    /// Of two rows that have distributions.
+    pub(crate) fn of(leaves: &[KlLeaf], inverse_temperature: f64) -> Self {
+        let (p_max, p_log_mass) = log_mass(leaves, inverse_temperature, KlLeaf::of_p);
+        let (q_max, q_log_mass) = log_mass(leaves, inverse_temperature, KlLeaf::of_q);
+        Self { inverse_temperature, p_max, q_max, p_log_mass, q_log_mass }
+    }
+}
+
 impl PairPartial {
     /// Makes room for another row.
     pub(crate) fn clear(&mut self) {
@@ -78,16 +87,5 @@ impl PairPartial {
             weight * (leaf.spread + leaf.mass * distance * distance)
         });
         spread.sum::<f64>() / mass
-    }
-
-    /// What the second read needs; None where a row has no distribution.
-    pub(crate) fn scales(&self, inverse_temperature: f64) -> Option<Scales> {
-        if self.forward.iter().any(|leaf| leaf.has_nan) {
-            return None;
-        }
-        let (p_max, p_log_mass) = log_mass(&self.forward, inverse_temperature);
-        let (q_max, q_log_mass) = log_mass(&self.reverse, inverse_temperature);
-        let is_finite = p_max.is_finite() && q_max.is_finite();
-        is_finite.then_some(Scales { inverse_temperature, p_max, q_max, p_log_mass, q_log_mass })
     }
 }
