@@ -33,13 +33,15 @@ mod state;
 mod bindings;
 
 pub use error::{ColumnProblem, Error};
-pub use input::{LogitsView, SoftTargets, Targets, TopKDistribution};
+pub use input::{Head, LogitsView, MatrixView, PackedHead, SoftTargets, Targets, TopKDistribution, Weight};
 pub use ops::{
-    DivergenceColumns, KlColumns, LossColumns, LossOptions, Options, TemperatureColumns, cross_entropy, divergences,
-    entropy, js_divergence, kl_divergence, logsumexp, loss, perplexity, read_probe, renyi_entropy, row_stats,
-    soft_cross_entropy, temperature_grid, top_k_kl_divergence,
+    DivergenceColumns, ExpectedEmbedding, GradientOptions, Gradients, KlColumns, Likelihood, LossColumns, LossOptions,
+    LossTerms, Options, Projection, TemperatureColumns, cross_entropy, divergences, entropy, js_divergence,
+    kl_divergence, linear_expected_embedding, linear_gradients, linear_kl_divergence, linear_loss, linear_row_stats,
+    linear_target_logits, logsumexp, loss, perplexity, read_probe, renyi_entropy, row_stats, soft_cross_entropy,
+    temperature_grid, tile_probe, top_k_kl_divergence,
 };
-pub use output::{Flags, RowColumns, RowStats};
-pub use plan::{Execution, Plan, Unit};
+pub use output::{Flags, Matrix, RowColumns, RowStats};
+pub use plan::{Execution, HeadPlan, Plan, Unit};
 pub use simd::{Element, Float, Isa};
 pub use state::{Perplexity, PerplexitySummary, RowStatsState};

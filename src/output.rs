@@ -1,6 +1,8 @@
 //! Results: what a caller gets for each row, and for all rows together.
 
 use crate::error::{Error, try_filled};
+use crate::simd::{Element, Float};
+use half::{bf16, f16};
 use std::ops::{BitOr, BitOrAssign};
 
 /// What is unusual about a row; bits that combine.
@@ -126,6 +128,8 @@ macro_rules! row_columns {
             pub top_k: usize,
             /// Rows with a target that is not ignored.
             pub token_count: u64,
+            /// Instruction set or tile class, see [`Isa`](crate::Isa); empty where states were merged.
+            pub isa: &'static str,
         }
 
         /// The places of some neighbouring rows.
@@ -148,6 +152,7 @@ macro_rules! row_columns {
                     top_ids: try_filled(top, -1)?,
                     top_k,
                     token_count: 0,
+                    isa: "",
                 })
             }
 
@@ -194,4 +199,62 @@ row_columns! {
     argmax: i64 = -1,
     rank: i64 = 0,
     ties: i64 = 0,
+}
+
+/// Rows of numbers that a call returns, in a storage type of the caller's.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "a variant for each storage type")]
+pub enum Matrix {
+    F32(Vec<f32>),
+    F64(Vec<f64>),
+    F16(Vec<f16>),
+    Bf16(Vec<bf16>),
+}
+
+/// One row of a [`Matrix`] to be written.
+pub(crate) enum RowMut<'m> {
+    F32(&'m mut [f32]),
+    F64(&'m mut [f64]),
+    F16(&'m mut [f16]),
+    Bf16(&'m mut [bf16]),
+}
+
+impl Matrix {
+    /// Zeros of the storage type of that name.
+    pub(crate) fn zeros(element: &str, count: usize) -> Result<Self, Error> {
+        Ok(match element {
+            f64::NAME => Self::F64(try_filled(count, 0.0)?),
+            f16::NAME => Self::F16(try_filled(count, f16::ZERO)?),
+            bf16::NAME => Self::Bf16(try_filled(count, bf16::ZERO)?),
+            _ => Self::F32(try_filled(count, 0.0)?),
+        })
+    }
+
+    /// The rows, `width` numbers each.
+    pub(crate) fn rows_mut(&mut self, width: usize) -> Vec<RowMut<'_>> {
+        let width = width.max(1);
+        match self {
+            Self::F32(numbers) => numbers.chunks_mut(width).map(RowMut::F32).collect(),
+            Self::F64(numbers) => numbers.chunks_mut(width).map(RowMut::F64).collect(),
+            Self::F16(numbers) => numbers.chunks_mut(width).map(RowMut::F16).collect(),
+            Self::Bf16(numbers) => numbers.chunks_mut(width).map(RowMut::Bf16).collect(),
+        }
+    }
+}
+
+impl RowMut<'_> {
+    /// Writes the row, each number rounded once.
+    pub(crate) fn write<F: Float>(&mut self, sums: &[F]) {
+        fn narrowed<E: Element, F: Float>(target: &mut [E], sums: &[F]) {
+            for (place, &sum) in target.iter_mut().zip(sums) {
+                *place = E::narrow(E::Compute::from_f64(sum.into()));
+            }
+        }
+        match self {
+            Self::F32(target) => narrowed(target, sums),
+            Self::F64(target) => narrowed(target, sums),
+            Self::F16(target) => narrowed(target, sums),
+            Self::Bf16(target) => narrowed(target, sums),
+        }
+    }
 }

@@ -14,6 +14,23 @@ pub struct Execution {
     pub num_threads: Option<usize>,
 }
 
+impl Execution {
+    /// The instruction set that a call will take.
+    pub(crate) fn isa(&self) -> Result<Isa, Error> {
+        self.isa.map_or_else(Isa::current, Ok)
+    }
+
+    /// The instruction set, and the most threads.
+    fn resolve(&self) -> Result<(Isa, usize), Error> {
+        let isa = self.isa()?;
+        let most = match self.num_threads.unwrap_or(0) {
+            0 => default_threads()?,
+            count => checked_threads("num_threads", count)?,
+        };
+        Ok((isa, most))
+    }
+}
+
 /// A printable choice.
 ///
 /// ```
@@ -57,11 +74,7 @@ impl Plan {
     /// [`Error::Parameter`] for more than 4,096 threads or an environment variable that is no number; those of
     /// [`Isa::current`].
     pub fn new(rows: usize, vocab: usize, execution: &Execution) -> Result<Self, Error> {
-        let isa = execution.isa.map_or_else(Isa::current, Ok)?;
-        let most = match execution.num_threads.unwrap_or(0) {
-            0 => default_threads()?,
-            count => checked_threads("num_threads", count)?,
-        };
+        let (isa, most) = execution.resolve()?;
         let columns = rows.saturating_mul(vocab);
         let leaves = vocab.div_ceil(LEAF);
         let threads = most.min(columns.div_ceil(UNIT_COLUMNS / 2)).max(1);
@@ -75,6 +88,45 @@ impl Plan {
             Unit::Rows((UNIT_COLUMNS / vocab.max(1)).clamp(1, fair))
         };
         Ok(Self { isa, threads, unit })
+    }
+}
+
+/// How a call on hidden states and a head will run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadPlan {
+    /// Instruction set of the kernels.
+    pub isa: Isa,
+    /// Threads that take units.
+    pub threads: usize,
+    /// Rows of a unit, which share the weights that are read for them.
+    pub rows: usize,
+    /// Leaves of a unit: all, or fewer where there are too few rows for all threads.
+    pub leaves: usize,
+}
+
+/// Rows of a unit: their logits over one leaf take 2 MiB, and packing the weights a twentieth of the time.
+const HEAD_ROWS: usize = 256;
+/// A thread is woken for at least so many products.
+const HEAD_PRODUCTS: usize = 1 << 20;
+
+impl HeadPlan {
+    /// The plan for `rows` hidden states of `width` and a head of `vocab` rows.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn new(rows: usize, width: usize, vocab: usize, execution: &Execution) -> Result<Self, Error> {
+        let (isa, most) = execution.resolve()?;
+        let leaf_count = vocab.div_ceil(LEAF);
+        let products = rows.saturating_mul(vocab).saturating_mul(width.max(1));
+        let threads = most.min(products.div_ceil(HEAD_PRODUCTS)).max(1);
+        let blocks = rows.div_ceil(HEAD_ROWS).max(1);
+        let pieces = if blocks >= 2 * threads || threads == 1 { 1 } else { (4 * threads).div_ceil(blocks) };
+        Ok(Self {
+            isa,
+            threads,
+            rows: rows.div_ceil(blocks).max(1),
+            leaves: leaf_count.div_ceil(pieces.clamp(1, leaf_count.max(1))).max(1),
+        })
     }
 }
 

@@ -19,6 +19,14 @@ from xentrs.errors import (
     XentrsError,
 )
 from xentrs.functional import cross_entropy, entropy, logsumexp, perplexity, row_stats, soft_cross_entropy
+from xentrs.heads import PackedHead
+from xentrs.linear import (
+    linear_cross_entropy,
+    linear_expected_embedding,
+    linear_kl_divergence,
+    linear_row_stats,
+    linear_target_logits,
+)
 from xentrs.metrics import Perplexity, RowStatsState
 from xentrs.results import Divergences, Flag, LogProbMoments, PerplexityResult, RowStats, TemperatureGrid
 from xentrs.tempered import log_prob_moments, renyi_entropy, temperature_grid
@@ -39,6 +47,7 @@ __all__ = [
     "ManifestMismatch",
     "NonFiniteError",
     "NotNormalizedError",
+    "PackedHead",
     "ParamError",
     "Perplexity",
     "PerplexityResult",
@@ -57,6 +66,11 @@ __all__ = [
     "isa",
     "js_divergence",
     "kl_divergence",
+    "linear_cross_entropy",
+    "linear_expected_embedding",
+    "linear_kl_divergence",
+    "linear_row_stats",
+    "linear_target_logits",
     "log_prob_moments",
     "logsumexp",
     "num_threads",

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 __all__ = [
+    "PackedHead",
     "Perplexity",
     "RowStatsState",
     "__version__",
@@ -15,6 +16,12 @@ __all__ = [
     "isa",
     "js_divergence",
     "kl_divergence",
+    "linear_expected_embedding",
+    "linear_gradients",
+    "linear_kl_divergence",
+    "linear_loss",
+    "linear_row_stats",
+    "linear_target_logits",
     "loss",
     "num_threads",
     "panic_for_tests",
@@ -23,6 +30,7 @@ __all__ = [
     "row_stats",
     "soft_cross_entropy",
     "temperature_grid",
+    "tile_probe",
     "top_k_kl_divergence",
 ]
 
@@ -44,6 +52,49 @@ def row_stats(
     strict: bool,
     num_threads: int | None,
 ) -> dict[str, Any]: ...
+def linear_row_stats(
+    side: dict[str, Any],
+    targets: _Ids | None,
+    settings: dict[str, Any],
+    *,
+    all: bool,
+    top_k: int,
+    strict: bool,
+) -> dict[str, Any]: ...
+def linear_loss(
+    side: dict[str, Any],
+    targets: _Ids,
+    settings: dict[str, Any],
+    *,
+    label_smoothing: float,
+    z_loss: float,
+    class_weights: NDArray[np.float64] | None,
+) -> dict[str, Any]: ...
+def linear_gradients(
+    side: dict[str, Any],
+    targets: _Ids,
+    settings: dict[str, Any],
+    likelihoods: NDArray[np.float64],
+    upstream: NDArray[np.float64],
+    *,
+    label_smoothing: float,
+    z_loss: float,
+    wanted: tuple[bool, bool, bool],
+    filter_eps: float | None,
+    orders_vocabulary: bool,
+) -> list[NDArray[Any] | None]: ...
+def linear_target_logits(side: dict[str, Any], targets: _Ids, *, num_threads: int | None) -> NDArray[np.float64]: ...
+def tile_probe(element: str, num_threads: int | None) -> float: ...
+def linear_expected_embedding(
+    side: dict[str, Any], *, temperature: float, num_threads: int | None
+) -> NDArray[np.float64]: ...
+def linear_kl_divergence(
+    p: dict[str, Any],
+    q: dict[str, Any],
+    *,
+    temperature: float,
+    num_threads: int | None,
+) -> tuple[NDArray[np.float64], NDArray[np.uint8]]: ...
 def kl_divergence(
     p_logits: NDArray[Any],
     q_logits: NDArray[Any],
@@ -114,6 +165,7 @@ def panic_for_tests() -> None: ...
 
 @final
 class RowStatsState:
+    def update_linear(self, shard: dict[str, Any], start_column: int, *, num_threads: int | None) -> None: ...
     def __new__(
         cls,
         rows: int,
@@ -153,3 +205,13 @@ class Perplexity:
     def to_bytes(self) -> bytes: ...
     @staticmethod
     def from_bytes(bytes: bytes) -> Perplexity: ...
+
+@final
+class PackedHead:
+    def __new__(cls, weight: NDArray[Any], element: str) -> Self: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def element(self) -> str: ...
+    @property
+    def byte_count(self) -> int: ...

@@ -38,15 +38,17 @@ def lend_floats(values: Any, name: str) -> Any:
     """Copies real numbers of any kind of array or list into a contiguous float64 array.
 
     Raises:
-        DTypeError: anything else, a masked array, or a tensor that requires grad.
+        DTypeError: anything else, a masked array, a tensor elsewhere than on the CPU or one that requires grad.
     """
     if isinstance(values, np.ma.MaskedArray):
         raise DTypeError(f"{name} is a masked array, expected a plain one")
     if getattr(values, "requires_grad", False):
         raise DTypeError(f"{name} requires grad, expected a tensor without: pass {name}.detach()")
-    plain = values.cpu() if hasattr(values, "cpu") else values
+    if str(getattr(values, "device", "cpu")) != "cpu":
+        raise DTypeError(f"{name} is on device {values.device}, expected cpu: pass {name}.cpu()")
     # bfloat16 tensors have no numpy of their own.
-    plain = plain.double().numpy() if hasattr(plain, "is_floating_point") and plain.is_floating_point() else plain
+    is_tensor = hasattr(values, "is_floating_point") and values.is_floating_point()
+    plain = values.double().numpy() if is_tensor else values
     try:
         array = np.asarray(plain)
     except ValueError as error:
@@ -79,18 +81,19 @@ def reduce(columns: dict[str, Any], reduction: Reduction, shape: tuple[int, ...]
     return adapter.wrap(np.array(columns[reduction]))
 
 
-def align(array: Any, ids: Any, shift: int) -> tuple[Any, Any]:
+def align(array: Any, ids: Any, shift: int, name: str = "logits") -> tuple[Any, Any]:
     """Checks that there is one target for each row, applies the shift as a view, and flattens the targets."""
     rows = array.shape[:-1]
     if ids is not None and ids.shape != rows:
-        message = f"targets have shape {ids.shape}, expected {rows}: one for each row of logits {array.shape}"
-        if array.ndim > 2 and ids.shape == (array.shape[0], *array.shape[2:]):
+        message = f"targets have shape {ids.shape}, expected {rows}: one for each row of {name} {array.shape}"
+        if name == "logits" and array.ndim > 2 and ids.shape == (array.shape[0], *array.shape[2:]):
             message += "; classes on axis 1, as torch has them, go last by logits.movedim(1, -1) or np.moveaxis"
         raise ShapeError(message)
     shift = check_count(shift, "shift")
     if shift:
         if not rows:
-            raise ShapeError(f"shift = {shift} needs logits of shape (..., length, vocab), not {array.shape}")
+            last = "vocab" if name == "logits" else "width"
+            raise ShapeError(f"shift = {shift} needs {name} of shape (..., length, {last}), not {array.shape}")
         length = max(rows[-1] - shift, 0)
         array = array[..., :length, :]
         ids = None if ids is None else np.ascontiguousarray(ids[..., rows[-1] - length :])

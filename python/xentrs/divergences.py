@@ -49,7 +49,7 @@ def kl_divergence(
     values, flags = _xentrs.kl_divergence(
         p.array, q.array, p.element, temperature=temperature, log_probs=log_probs, num_threads=num_threads
     )
-    return _finish(values, flags, p.array.shape[:-1], adapter, reduction, return_flags)
+    return finish_divergence(values, flags, p.array.shape[:-1], adapter, reduction, return_flags)
 
 
 def js_divergence(
@@ -76,7 +76,7 @@ def js_divergence(
     check_reduction(reduction)
     adapter, p, q = _lend_pair(p_logits, q_logits)
     values, flags = _xentrs.js_divergence(p.array, q.array, p.element, temperature=temperature, num_threads=num_threads)
-    return _finish(values, flags, p.array.shape[:-1], adapter, reduction, return_flags)
+    return finish_divergence(values, flags, p.array.shape[:-1], adapter, reduction, return_flags)
 
 
 def divergences(
@@ -146,7 +146,7 @@ def top_k_kl_divergence(
         element,
         settings(ignore_index, temperature, softcap, vocab_size, num_threads),
     )
-    return _finish(values, flags, array.shape[:-1], adapter, reduction, return_flags)
+    return finish_divergence(values, flags, array.shape[:-1], adapter, reduction, return_flags)
 
 
 def _lend_pair(p_logits: Any, q_logits: Any) -> tuple[Adapter, Lent, Lent]:
@@ -162,7 +162,7 @@ def _lend_pair(p_logits: Any, q_logits: Any) -> tuple[Adapter, Lent, Lent]:
     return adapter, p, q
 
 
-def _finish(
+def finish_divergence(
     values: Any, flags: Any, shape: tuple[int, ...], adapter: Adapter, reduction: Reduction, return_flags: bool
 ) -> Any:
     """Takes from the rows' values what the caller asked for."""

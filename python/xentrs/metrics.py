@@ -12,6 +12,7 @@ from xentrs.adapters.numpy import promote
 from xentrs.arguments import align, check_count, check_index
 from xentrs.dispatch import Adapter, adapter_named, adapter_of
 from xentrs.errors import DTypeError, ParamError, ShapeError
+from xentrs.heads import lend_side
 from xentrs.results import PerplexityResult, RowStats, wrap_row_stats
 
 _Metric = TypeVar("_Metric")
@@ -163,15 +164,51 @@ class RowStatsState:
             array = array[np.newaxis]
         if array.ndim != 2:
             raise ShapeError(f"logits_chunk has shape {array.shape}, expected (rows, columns)")
+        state = self._expecting(array.shape[0], element, adapter, "logits_chunk")
+        state.update(array, element, check_count(start_column, "start_column"), num_threads=num_threads)
+
+    def update_linear(
+        self,
+        hidden: Any,
+        weight: Any,
+        start_column: int,
+        *,
+        bias: Any = None,
+        logit_scale: float = 1.0,
+        softcap: float | None = None,
+        num_threads: int | None = None,
+    ) -> None:
+        """Takes the columns that a shard of a head makes, without its logits: the weights are the rows of the head from
+        `start_column` on, as in a tensor-parallel model, or read block by block from a file. Shards in any order, over
+        any number of states, give the result of `linear_row_stats` over the whole head.
+
+        Args:
+            hidden: `(rows, width)`.
+            weight: `(columns, width)`, or a `PackedHead`.
+            bias, logit_scale, softcap: as in `linear_row_stats`; the bias is that of these columns.
+
+        Raises:
+            ShapeError, DTypeError, ParamError: as `update`.
+        """
+        adapter, side, _, shape = lend_side(hidden, weight, None, 0, bias, logit_scale, softcap, None)
+        if len(shape) != 1:
+            raise ShapeError(f"hidden has rows {shape}, expected (rows, width)")
+        elements = (side["hidden_element"], side["weight_element"])
+        element = "float64" if "float64" in elements else "float32"
+        state = self._expecting(shape[0], element, adapter, "the head's product")
+        state.update_linear(side, check_count(start_column, "start_column"), num_threads=num_threads)
+
+    def _expecting(self, rows: int, element: str, adapter: Adapter, what: str) -> _xentrs.RowStatsState:
+        """The state, made by the first columns that come."""
+        is_double = element == "float64"
         if self._state is None:
             self._adapter = adapter
-            self._rows = array.shape[0] if self._rows is None else self._rows
-            self._state = self._make(self._rows, is_double=element == "float64")
-        if self._state.is_double != (element == "float64"):
+            self._rows = rows if self._rows is None else self._rows
+            self._state = self._make(self._rows, is_double)
+        if self._state.is_double != is_double:
             expected = "float64" if self._state.is_double else "float32, float16 or bfloat16"
-            raise DTypeError(f"logits_chunk has dtype {element}, expected {expected} as the chunks before")
-        start = check_count(start_column, "start_column")
-        self._state.update(array, element, start, num_threads=num_threads)
+            raise DTypeError(f"{what} has dtype {element}, expected {expected} as the chunks before")
+        return self._state
 
     def merge_state(self, other: RowStatsState) -> RowStatsState:
         """Takes the columns of another state of the same rows, vocabulary, targets and settings.

@@ -98,6 +98,8 @@ class RowStats:
     """Their columns, the lower first on equal logits, `(..., top_k)`."""
     token_count: int
     """Rows with a target that is not ignored."""
+    isa: str
+    """What computed it: scalar, avx2, avx512, or the head's tile class avx512bf16 or amx; empty for merged states."""
     _totals: PerplexityResult
 
     @property
@@ -180,8 +182,8 @@ def total(nll: np.ndarray[Any, np.dtype[np.float64]], token_count: int) -> Perpl
 
 def wrap_row_stats(columns: dict[str, Any], shape: tuple[int, ...], top_k: int, adapter: Adapter) -> RowStats:
     """Makes the result from the extension's flat columns."""
-    token_count = columns.pop("token_count")
+    token_count, isa = columns.pop("token_count"), columns.pop("isa")
     totals = total(columns["nll"], token_count)
     shapes = dict.fromkeys(columns, shape) | {"top_log_probs": (*shape, top_k), "top_ids": (*shape, top_k)}
     arrays = {name: adapter.wrap(column.reshape(shapes[name])) for name, column in columns.items()}
-    return RowStats(**arrays, token_count=token_count, _totals=totals)
+    return RowStats(**arrays, token_count=token_count, isa=isa, _totals=totals)

@@ -104,7 +104,7 @@ pub(super) fn row_stats<'py>(
         });
         let view = narrowed.map_err(|error| errors::exception(py, &error))?;
         let targets = targets.map(|ids| ids.checked(py, view.vocab(), ignore_index)).transpose()?;
-        detached(py, |interrupt| ops::scan(&view, targets.as_ref(), &options, all, interrupt))
+        detached(py, |interrupt| ops::scan_logits(&view, targets.as_ref(), &options, all, interrupt))
     })?;
     wrap(py, columns)
 }
@@ -152,5 +152,6 @@ pub(super) fn wrap(py: Python<'_>, columns: RowColumns) -> PyResult<Bound<'_, Py
     set!(lse, nll, log_prob, entropy, varentropy, max_logit, max_log_prob, margin, sum_sq_prob);
     set!(argmax, rank, ties, flags, top_log_probs, top_ids);
     result.set_item("token_count", columns.token_count)?;
+    result.set_item("isa", columns.isa)?;
     Ok(result)
 }

@@ -6,7 +6,7 @@ use super::errors;
 use super::functions::{TargetIds, execution};
 use crate::error::Error;
 use crate::input::LogitsView;
-use crate::ops::{self, LossColumns, LossOptions, Options};
+use crate::ops::{self, Likelihood, LossColumns, LossOptions, Options};
 use crate::simd::Element;
 use numpy::{IntoPyArray, PyReadonlyArray1, PyUntypedArray};
 use pyo3::prelude::*;
@@ -96,13 +96,16 @@ pub(super) fn soft_cross_entropy<'py>(
     wrap_loss(py, columns)
 }
 
-fn wrap_loss(py: Python<'_>, columns: LossColumns) -> PyResult<Bound<'_, PyDict>> {
+pub(super) fn wrap_loss(py: Python<'_>, columns: LossColumns) -> PyResult<Bound<'_, PyDict>> {
     let result = PyDict::new(py);
     result.set_item("loss", columns.loss.into_pyarray(py))?;
     result.set_item("flags", columns.flags.into_pyarray(py))?;
     result.set_item("token_count", columns.token_count)?;
     result.set_item("sum", columns.sum)?;
     result.set_item("mean", columns.mean)?;
+    let fields = |row: &Likelihood| [row.lse, row.nll, row.max_logit, row.max_log_prob];
+    let likelihoods: Vec<f64> = columns.likelihoods.iter().flat_map(fields).collect();
+    result.set_item("likelihoods", likelihoods.into_pyarray(py))?;
     Ok(result)
 }
 

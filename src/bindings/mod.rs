@@ -5,6 +5,7 @@ mod arrays;
 mod call;
 mod errors;
 mod functions;
+mod linear;
 mod losses;
 mod pairs;
 mod states;
@@ -15,6 +16,11 @@ use pyo3::prelude::*;
 mod _xentrs {
     #[pymodule_export]
     use super::functions::{available_isas, isa, num_threads, panic_for_tests, read_probe, row_stats};
+    #[pymodule_export]
+    use super::linear::{
+        PackedHead, linear_expected_embedding, linear_gradients, linear_kl_divergence, linear_loss, linear_row_stats,
+        linear_target_logits, tile_probe,
+    };
     #[pymodule_export]
     use super::losses::{loss, renyi_entropy, soft_cross_entropy, temperature_grid};
     #[pymodule_export]

@@ -4,6 +4,7 @@ use super::arrays::{LentLogits, with_logits};
 use super::call::detached;
 use super::errors;
 use super::functions::{TargetIds, execution, wrap};
+use super::linear::Side;
 use crate::error::Error;
 use crate::ops::{self, Options};
 use crate::state;
@@ -112,6 +113,25 @@ impl RowStatsState {
         }
     }
 
+    /// The columns from `start_column` on, made of hidden states and a shard of a head.
+    #[pyo3(signature = (shard, start_column, *, num_threads))]
+    fn update_linear(
+        &self,
+        py: Python<'_>,
+        shard: Side<'_>,
+        start_column: usize,
+        num_threads: Option<i64>,
+    ) -> PyResult<()> {
+        let execution = execution(py, num_threads)?;
+        let shard = shard.borrow()?;
+        let shard = shard.projection(py)?;
+        detached(py, |interrupt| {
+            with_state!(&mut *lock(&self.0), |state| {
+                state.update_linear_with(&shard, start_column, &execution, interrupt)
+            })
+        })
+    }
+
     /// `other` is another object.
     fn merge_state(&self, py: Python<'_>, other: &Self) -> PyResult<()> {
         detached(py, |_| {
@@ -178,7 +198,7 @@ impl Perplexity {
         let columns = with_logits!(&logits, |view| {
             let view = view.map_err(|error| errors::exception(py, &error))?;
             let targets = targets.checked(py, view.vocab(), ignore_index)?;
-            detached(py, |interrupt| ops::scan(&view, Some(&targets), &options, false, interrupt))
+            detached(py, |interrupt| ops::scan_logits(&view, Some(&targets), &options, false, interrupt))
         })?;
         detached(py, |_| {
             lock(&self.0).update(&columns);

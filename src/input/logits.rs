@@ -120,6 +120,14 @@ pub(crate) struct RowView<'a, E> {
 }
 
 impl<'a, E: Element> RowView<'a, E> {
+    /// A row of `vocab` columns of which only leaf number `index` is at hand, in `columns`.
+    pub(crate) fn window(columns: &'a [E], index: usize, vocab: usize) -> Self {
+        let stride_bytes = size_of::<E>() as isize;
+        // Places are counted from column 0, which stands before the memory; a read of another leaf is caught by its check.
+        let byte_offset = (0usize).wrapping_sub(index * LEAF * size_of::<E>());
+        Self { memory: Lent::from_slice(columns), byte_offset, stride_bytes, vocab }
+    }
+
     pub(crate) fn vocab(&self) -> usize {
         self.vocab
     }
@@ -165,7 +173,10 @@ impl<'a, E: Element> RowView<'a, E> {
     }
 
     /// Copies the columns from `start` on.
-    fn copy_columns(&self, start: usize, target: &mut [E]) {
+    pub(crate) fn copy_columns(&self, start: usize, target: &mut [E]) {
+        if target.is_empty() {
+            return; // rows of no columns have no memory to point into
+        }
         if self.stride_bytes == size_of::<E>() as isize {
             self.memory.copy_to(self.offset_of(start), target);
         } else {
@@ -176,6 +187,6 @@ impl<'a, E: Element> RowView<'a, E> {
     }
 
     fn offset_of(&self, column: usize) -> usize {
-        (self.byte_offset as isize + column as isize * self.stride_bytes) as usize
+        (self.byte_offset as isize).wrapping_add(column as isize * self.stride_bytes) as usize
     }
 }

@@ -1,7 +1,9 @@
 //! One leaf or row in, one small state out. Each kernel is written once, generic over the instruction set and the
 //! element; it knows nothing of threads.
 
+pub(crate) mod gradient;
 pub(crate) mod kl;
+pub(crate) mod linear;
 pub(crate) mod pair;
 pub(crate) mod probe;
 pub(crate) mod row_stats;

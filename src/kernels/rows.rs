@@ -2,7 +2,7 @@
 
 use super::row_stats::{BlockMaxima, count_from_target, leaf_peak, leaf_sums, offer_columns};
 use crate::input::{LEAF, Leaf, LeafScratch, RowView};
-use crate::simd::lent::{BLOCK, BLOCK_VECTORS};
+use crate::simd::lent::{BLOCK, BLOCK_VECTORS, Lent};
 use crate::simd::{Element, Float, Job, LANES, Lanes, Simd, math};
 use crate::state::leaf::Peak;
 use crate::state::row::RowPartial;
@@ -63,7 +63,8 @@ impl<E: Element> Job for ScanRow<'_, '_, E> {
             } else {
                 peak_of(simd, &leaf, start)
             };
-            self.partial.peak = Peak { second: peak.second.max(best.second), ..peak };
+            let peak = Peak { second: peak.second.max(best.second), ..peak };
+            self.partial.peak = self.partial.peak.merge(peak);
         }
     }
 }
@@ -141,6 +142,28 @@ pub(super) fn change_leaf<'c, S: Simd, E: Element>(
         changed[column % LEAF] = E::Compute::NEG_INFINITY;
     }
     Leaf::from_padded(changed, leaf.columns())
+}
+
+/// Whole blocks of logits after the soft cap, in place.
+pub(crate) struct CapLogits<'j, F> {
+    pub(crate) logits: &'j mut [F],
+    pub(crate) cap: f64,
+}
+
+impl<F: Float + Element<Compute = F>> Job for CapLogits<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let cap = F::splat(simd, F::from_f64(self.cap));
+        for block in self.logits.chunks_exact_mut(BLOCK) {
+            for vector in 0..BLOCK_VECTORS {
+                let logits = Lent::from_slice(&*block).block(0).load(simd, vector);
+                let capped = math::tanh(logits.div(cap)).mul(cap);
+                block[vector * LANES..][..LANES].copy_from_slice(&capped.to_array());
+            }
+        }
+    }
 }
 
 /// One logit after the soft cap, with the bits that its lane has in the leaf.

@@ -1,11 +1,13 @@
 //! Vocabulary in chunks: the operations of [`RowStatsState`].
 
+use super::linear::{MadeOf, Projection};
 use super::{Options, never};
 use crate::error::Error;
 use crate::input::{LEAF, Leaf, LeafScratch, LogitsView, RowView, Targets};
+use crate::kernels::linear::LogitsBlock;
 use crate::kernels::rows::{Scan, scan_leaf_whole};
 use crate::output::{RowColumns, RowStats};
-use crate::plan::{Execution, Plan};
+use crate::plan::{Execution, HeadPlan, Plan};
 use crate::run::{self, Interrupt};
 use crate::simd::lent::BLOCK;
 use crate::simd::with_default_control;
@@ -88,6 +90,66 @@ impl<F: Float + Element<Compute = F>> RowStatsState<F> {
         self.rows = rows;
         if result.is_err() {
             // Half a chunk has come: better nothing, which `compute` tells, than a wrong result.
+            self.forget();
+        }
+        result
+    }
+
+    /// Takes the columns that a shard of a head makes, those from `start_column` on: the rows of its weights are
+    /// neighbouring columns of the vocabulary.
+    ///
+    /// # Errors
+    /// As [`RowStatsState::update`]; [`Error::StateMismatch`] for float64 in a state of float32.
+    pub fn update_linear(
+        &mut self,
+        shard: &Projection<'_>,
+        start_column: usize,
+        execution: &Execution,
+    ) -> Result<(), Error>
+    where
+        F: MadeOf,
+    {
+        self.update_linear_with(shard, start_column, execution, &never)
+    }
+
+    pub(crate) fn update_linear_with(
+        &mut self,
+        shard: &Projection<'_>,
+        start_column: usize,
+        execution: &Execution,
+        interrupt: Interrupt<'_>,
+    ) -> Result<(), Error>
+    where
+        F: MadeOf,
+    {
+        if shard.rows() != self.row_count() {
+            let (left_shape, right_shape) = (vec![shard.rows()], vec![self.row_count()]);
+            return Err(Error::ShapeMismatch { left: "hidden", left_shape, right: "the state", right_shape });
+        }
+        let plan = HeadPlan::new(shard.rows(), shard.hidden.width(), shard.vocab(), execution)?;
+        let logits = F::logits(shard, plan.isa)?;
+        let end_column = start_column.saturating_add(shard.vocab());
+        self.cover(start_column..end_column)?;
+        let mut rows = std::mem::take(&mut self.rows);
+        let update = ChunkUpdate { state: &*self, isa: plan.isa };
+        let scratch = || (logits.block(plan.rows), LeafScratch::new());
+        let work = |(block, scratch): &mut (Box<dyn LogitsBlock<F> + '_>, LeafScratch<F>),
+                    (unit, rows): (usize, &mut [ChunkedRow<F>])| {
+            let indices: Vec<usize> = (unit * plan.rows..).take(rows.len()).collect();
+            block.load(&indices);
+            for leaf in start_column / LEAF..end_column.div_ceil(LEAF) {
+                let (first, last) = (start_column.max(leaf * LEAF), end_column.min((leaf + 1) * LEAF));
+                block.multiply(first - start_column..last - start_column);
+                for (place, row) in rows.iter_mut().enumerate() {
+                    let chunk = RowView::window(block.leaf(place), 0, last - first);
+                    update.take_columns(indices[place], row, leaf, chunk, first, scratch);
+                }
+            }
+        };
+        let units = rows.chunks_mut(plan.rows).enumerate();
+        let result = run::for_each(plan.threads, units, scratch, work, interrupt);
+        self.rows = rows;
+        if result.is_err() {
             self.forget();
         }
         result

@@ -1,12 +1,12 @@
 //! KL divergence of two arrays of logits.
 
-use super::{Options, check_positive, never, slots};
+use super::{Options, check_positive, lent_rows, never, slots};
 use crate::error::{Error, try_filled};
-use crate::input::{LEAF, LeafScratch, LogitsView};
+use crate::input::{LeafScratch, LogitsView};
 use crate::kernels::kl::KlRow;
 use crate::output::Flags;
-use crate::plan::{Execution, Plan};
-use crate::run::{self, Interrupt, RowWork};
+use crate::plan::Execution;
+use crate::run::{Interrupt, RowIn, RowWork, Source};
 use crate::simd::{Element, Float, Isa};
 use crate::state::kl::{self, KlLeaf, KlScale};
 use std::marker::PhantomData;
@@ -59,9 +59,20 @@ pub(crate) fn kl_divergence_with<E: Element>(
         // The read below sums at this temperature; log-probabilities sum to 1 at temperature 1.
         check_log_probs(p, execution)?;
     }
-    let scale = kl_scale::<E>(p.vocab(), temperature);
+    kl_rows(&lent_rows([p, q], execution)?, temperature, log_probs && temperature == 1.0, execution.isa()?, interrupt)
+}
+
+/// KL of the two sides of a source; with `log_probs` the first side has to be normalised.
+pub(super) fn kl_rows<E: Element>(
+    source: &impl Source<E, 2>,
+    temperature: f64,
+    log_probs: bool,
+    isa: Isa,
+    interrupt: Interrupt<'_>,
+) -> Result<KlColumns, Error> {
+    let scale = kl_scale::<E>(source.vocab(), temperature);
     let finish = |row: usize, leaves: &[KlLeaf], places: &mut [f64]| {
-        if log_probs && temperature == 1.0 && kl::undefined(leaves).is_none() {
+        if log_probs && kl::undefined(leaves).is_none() {
             let (max, log_mass) = kl::log_mass(leaves, 1.0, KlLeaf::of_p);
             check_normalized(row, max + log_mass)?;
         }
@@ -69,39 +80,27 @@ pub(crate) fn kl_divergence_with<E: Element>(
         places[0] = value;
         Ok(flags)
     };
-    let (kl_divergence, flags) = read_leaves(p, q, temperature, 1, execution, finish, interrupt)?;
+    let (kl_divergence, flags) = read_leaves(source, temperature, 1, isa, finish, interrupt)?;
     Ok(KlColumns { kl_divergence, flags })
 }
 
 /// Runs `finish` on the leaves of each pair of rows; it writes `width` values.
 pub(super) fn read_leaves<E: Element, F>(
-    p: &LogitsView<'_, E>,
-    q: &LogitsView<'_, E>,
+    source: &impl Source<E, 2>,
     temperature: f64,
     width: usize,
-    execution: &Execution,
+    isa: Isa,
     finish: F,
     interrupt: Interrupt<'_>,
 ) -> Result<(Vec<f64>, Vec<u8>), Error>
 where
     F: Fn(usize, &[KlLeaf], &mut [f64]) -> Result<Flags, Error> + Sync,
 {
-    let plan = Plan::new(p.rows(), p.vocab(), execution)?;
-    let mut values = try_filled(p.rows().saturating_mul(width), f64::NAN)?;
-    let mut flags = try_filled(p.rows(), 0)?;
+    let mut values = try_filled(source.rows().saturating_mul(width), f64::NAN)?;
+    let mut flags = try_filled(source.rows(), 0)?;
     let fault = FirstFault::default();
-    let work = KlWork {
-        p,
-        q,
-        inverse_temperature: 1.0 / temperature,
-        isa: plan.isa,
-        width,
-        finish,
-        fault,
-        slots: PhantomData,
-    };
-    let leaf_count = p.vocab().div_ceil(LEAF);
-    run::rows(&plan, p.rows(), leaf_count, &work, |size| slots(&mut values, &mut flags, size, width), interrupt)?;
+    let work = KlWork { inverse_temperature: 1.0 / temperature, isa, width, finish, fault, slots: PhantomData };
+    source.run(&work, |size| slots(&mut values, &mut flags, size, width), interrupt)?;
     work.fault.finish()?;
     Ok((values, flags))
 }
@@ -168,9 +167,7 @@ impl FirstFault {
     }
 }
 
-struct KlWork<'w, 'a, 's, E: Element, F> {
-    p: &'w LogitsView<'a, E>,
-    q: &'w LogitsView<'a, E>,
+struct KlWork<'s, F> {
     inverse_temperature: f64,
     isa: Isa,
     width: usize,
@@ -179,7 +176,7 @@ struct KlWork<'w, 'a, 's, E: Element, F> {
     slots: PhantomData<fn(&'s ())>,
 }
 
-impl<'s, E: Element, F> RowWork for KlWork<'_, '_, 's, E, F>
+impl<'s, E: Element, F> RowWork<E, 2> for KlWork<'s, F>
 where
     F: Fn(usize, &[KlLeaf], &mut [f64]) -> Result<Flags, Error> + Sync,
 {
@@ -195,8 +192,8 @@ where
         Vec::new()
     }
 
-    fn read(&self, row: usize, leaves: Range<usize>, scratch: &mut Self::Scratch, sums: &mut Vec<KlLeaf>) {
-        let (p, q) = (self.p.row(row), self.q.row(row));
+    fn read(&self, row: RowIn<'_, E, 2>, leaves: Range<usize>, scratch: &mut Self::Scratch, sums: &mut Vec<KlLeaf>) {
+        let [p, q] = row.views;
         self.isa.run(KlRow { inverse_temperature: self.inverse_temperature, p, q, leaves, scratch, sums });
     }
 

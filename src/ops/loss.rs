@@ -1,13 +1,12 @@
 //! Training losses on top of the likelihood: label smoothing, z-loss, class weights, soft targets. One read of the logits.
 
-use super::rows::{scan, target_logit};
+use super::rows::{capped, scan};
 use super::tempered::{Tempered, distance};
-use super::{Options, check_rows, never};
+use super::{Options, check_rows, lent_rows, never};
 use crate::error::{Error, try_filled};
 use crate::input::{LEAF, LogitsView, SoftTargets, Targets};
 use crate::output::Flags;
-use crate::plan::Plan;
-use crate::run::Interrupt;
+use crate::run::{Interrupt, Source};
 use crate::simd::{Element, Float};
 use crate::state::Perplexity;
 use crate::state::tempered::TemperedPartial;
@@ -36,6 +35,21 @@ pub struct LossColumns {
     pub sum: f64,
     /// The sum over the sum of the targets' weights, z-loss over the rows counted; NaN without any.
     pub mean: f64,
+    /// What the gradient of the loss is made from, row by row.
+    pub likelihoods: Vec<Likelihood>,
+}
+
+/// A row's likelihood in nats; all NaN where it is ignored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Likelihood {
+    /// Log-sum-exp.
+    pub lse: f64,
+    /// Negative log-likelihood of the target.
+    pub nll: f64,
+    /// Largest logit, divided by the temperature.
+    pub max_logit: f64,
+    /// Its log-probability.
+    pub max_log_prob: f64,
 }
 
 /// Cross-entropy with label smoothing, z-loss and class weights, as `torch.nn.functional.cross_entropy` defines them:
@@ -61,37 +75,55 @@ pub(crate) fn loss_with<E: Element>(
     options: &Options,
     interrupt: Interrupt<'_>,
 ) -> Result<LossColumns, Error> {
-    check(settings, logits.vocab())?;
-    check_rows(logits, Some(targets))?;
+    loss_rows(&lent_rows([logits], &options.execution)?, targets, settings, options, interrupt)
+}
+
+/// Losses of the rows of a source.
+pub(super) fn loss_rows<E: Element>(
+    source: &impl Source<E, 1>,
+    targets: &Targets,
+    settings: &LossOptions<'_>,
+    options: &Options,
+    interrupt: Interrupt<'_>,
+) -> Result<LossColumns, Error> {
+    check(settings, source.vocab())?;
+    check_rows(source.rows(), Some(targets))?;
     let (parts, flags) = if settings.label_smoothing > 0.0 {
-        smoothed(logits, targets, settings, options, interrupt)?
+        smoothed(source, targets, settings, options, interrupt)?
     } else {
-        let columns = scan(logits, Some(targets), options, false, interrupt)?;
-        let weighted =
-            columns.nll.iter().enumerate().map(|(row, nll)| weigh(target_weight(settings, targets, row), *nll));
-        (weighted.zip(columns.lse).collect(), columns.flags)
+        let columns = scan(source, Some(targets), options, false, interrupt)?;
+        let part = |row: usize| {
+            let (lse, nll) = (columns.lse[row], columns.nll[row]);
+            let (max_logit, max_log_prob) = (columns.max_logit[row], columns.max_log_prob[row]);
+            let loss = weigh(target_weight(settings, targets, row), nll);
+            Part { loss, likelihood: Likelihood { lse, nll, max_logit, max_log_prob } }
+        };
+        ((0..source.rows()).map(part).collect(), columns.flags)
     };
     Ok(reduce(&parts, flags, settings, targets))
 }
 
-/// A row's likelihood part, already weighted, and its lse.
-type Part = (f64, f64);
+/// A row's likelihood, and its part of the loss, already weighted.
+struct Part {
+    loss: f64,
+    likelihood: Likelihood,
+}
 
 /// Adds the z-loss, and sums.
 fn reduce(parts: &[Part], flags: Vec<u8>, settings: &LossOptions<'_>, targets: &Targets) -> LossColumns {
     let is_counted = |row: usize| targets.column(row).is_some();
     let z_part = |row: usize| {
-        let lse = parts[row].1;
+        let lse = parts[row].likelihood.lse;
         if settings.z_loss > 0.0 && is_counted(row) { settings.z_loss * lse * lse } else { 0.0 }
     };
-    let loss: Vec<f64> = (0..parts.len()).map(|row| parts[row].0 + z_part(row)).collect();
+    let loss: Vec<f64> = (0..parts.len()).map(|row| parts[row].loss + z_part(row)).collect();
     let (rows, token_count) = (0..parts.len(), targets.token_count());
     let weight_sum =
         total(rows.clone().filter(|&row| is_counted(row)).map(|row| target_weight(settings, targets, row)));
-    let likelihood = if weight_sum == 0.0 { f64::NAN } else { total(parts.iter().map(|part| part.0)) / weight_sum };
-    let mean =
-        if settings.z_loss > 0.0 { likelihood + total(rows.map(z_part)) / token_count as f64 } else { likelihood };
-    LossColumns { sum: total(loss.iter().copied()), loss, flags, token_count, mean }
+    let mean_loss = if weight_sum == 0.0 { f64::NAN } else { total(parts.iter().map(|part| part.loss)) / weight_sum };
+    let mean = if settings.z_loss > 0.0 { mean_loss + total(rows.map(z_part)) / token_count as f64 } else { mean_loss };
+    let likelihoods = parts.iter().map(|part| part.likelihood).collect();
+    LossColumns { sum: total(loss.iter().copied()), loss, flags, token_count, mean, likelihoods }
 }
 
 /// The exact sum, rounded once.
@@ -115,13 +147,15 @@ fn weigh(weight: f64, nll: f64) -> f64 {
 
 /// With label smoothing: the sums at inverse temperature 0 give the mean over the vocabulary in the same read.
 fn smoothed<E: Element>(
-    logits: &LogitsView<'_, E>,
+    source: &impl Source<E, 1>,
     targets: &Targets,
     settings: &LossOptions<'_>,
     options: &Options,
     interrupt: Interrupt<'_>,
 ) -> Result<(Vec<Part>, Vec<u8>), Error> {
-    let (scale, vocab) = (options.checked(logits.vocab())?, logits.vocab() as f64);
+    // The loss of an ignored row is 0, in both parts; nothing else is known of it.
+    const IGNORED: [f64; 6] = [0.0, 0.0, f64::NAN, f64::NAN, f64::NAN, f64::NAN];
+    let (scale, vocab) = (options.checked(source.vocab())?, source.vocab() as f64);
     let smoothing = settings.label_smoothing;
     let weights = settings.class_weights.map(|weights| padded::<E>(weights)).transpose()?;
     let weight_sums: Vec<f64> = settings.class_weights.map_or_else(Vec::new, leaf_totals);
@@ -138,24 +172,24 @@ fn smoothed<E: Element>(
         };
         // Ordered so that a share of 0 never meets an infinity.
         let likelihood = if smoothing < 1.0 { (1.0 - smoothing) * nll } else { 0.0 };
-        places.copy_from_slice(&[
-            likelihood,
-            if row.log_mass.is_nan() { f64::NAN } else { smoothing * smooth },
-            row.lse,
-        ]);
+        let smooth_part = if row.log_mass.is_nan() { f64::NAN } else { smoothing * smooth };
+        let max_logit = partial.max() * scale;
+        places.copy_from_slice(&[likelihood, smooth_part, row.lse, nll, max_logit, -row.log_mass]);
         let is_infinite = nll == f64::INFINITY || smooth == f64::INFINITY;
         if is_infinite && row.flags == Flags::default() { Flags::TARGET_NEGINF } else { row.flags }
     };
     let exponents = [scale, 0.0];
     let class_weights = weights.as_deref();
     let call =
-        Tempered { logits, targets: Some(targets), exponents: &exponents, softcap: options.softcap, class_weights };
-    let (values, flags) = call.run(options, &[0.0, 0.0, f64::NAN], finish, interrupt)?;
+        Tempered { source, targets: Some(targets), exponents: &exponents, softcap: options.softcap, class_weights };
+    let (values, flags) = call.run(options, &IGNORED, finish, interrupt)?;
     let part = |(row, value): (usize, &[f64])| {
         let weight = target_weight(settings, targets, row);
-        (weigh(weight, value[0]) + value[1], value[2])
+        let [lse, nll, max_logit, max_log_prob] = [value[2], value[3], value[4], value[5]];
+        let likelihood = Likelihood { lse, nll, max_logit, max_log_prob };
+        Part { loss: weigh(weight, value[0]) + value[1], likelihood }
     };
-    Ok((values.chunks(3).enumerate().map(part).collect(), flags))
+    Ok((values.chunks(IGNORED.len()).enumerate().map(part).collect(), flags))
 }
 
 /// Weights in the compute type, as whole leaves.
@@ -212,15 +246,15 @@ pub(crate) fn soft_cross_entropy_with<E: Element>(
     let scale = options.checked(logits.vocab())?;
     // The first column that counts stands for the row, so that rows without one are not read.
     let first = targets.first_columns();
-    let columns = scan(logits, Some(&first), options, false, interrupt)?;
-    let isa = Plan::new(logits.rows(), logits.vocab(), &options.execution)?.isa;
+    let columns = scan(&lent_rows([logits], &options.execution)?, Some(&first), options, false, interrupt)?;
+    let isa = options.execution.isa()?;
     let mut flags = columns.flags;
     let mut loss = try_filled(logits.rows(), 0.0)?;
     for (row, place) in loss.iter_mut().enumerate().filter(|(row, _)| first.column(*row).is_some()) {
         let view = logits.row(row);
         flags[row] &= !Flags::TARGET_NEGINF.bits();
         for (column, share) in targets.row(row).filter(|(_, share)| *share > 0.0) {
-            let logit: f64 = target_logit(isa, options.softcap, view, column).into();
+            let logit: f64 = capped(isa, options.softcap, view.logit(column).widen()).into();
             if logit == f64::NEG_INFINITY && flags[row] == 0 {
                 flags[row] = Flags::TARGET_NEGINF.bits();
             }
@@ -229,5 +263,5 @@ pub(crate) fn soft_cross_entropy_with<E: Element>(
     }
     let token_count = first.token_count();
     let sum = total(loss.iter().copied());
-    Ok(LossColumns { loss, flags, token_count, sum, mean: sum / token_count as f64 })
+    Ok(LossColumns { loss, flags, token_count, sum, mean: sum / token_count as f64, likelihoods: Vec::new() })
 }

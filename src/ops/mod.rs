@@ -1,36 +1,51 @@
 //! The front door: one function for each quantity. Each checks, plans, runs and finishes.
 
 mod chunks;
+mod embedding;
+mod gradient;
 mod kl;
+mod linear;
 mod loss;
 mod pair;
 mod rows;
 mod tempered;
+mod tile_probe;
 mod top_k;
 
 #[cfg(feature = "python")]
+pub(crate) use embedding::linear_expected_embedding_with;
+pub use embedding::{ExpectedEmbedding, linear_expected_embedding};
+#[cfg(feature = "python")]
+pub(crate) use gradient::linear_gradients_with;
+pub use gradient::{GradientOptions, Gradients, LossTerms, linear_gradients};
+#[cfg(feature = "python")]
 pub(crate) use kl::kl_divergence_with;
 pub use kl::{KlColumns, kl_divergence};
-pub use loss::{LossColumns, LossOptions, loss, soft_cross_entropy};
+pub use linear::{Projection, linear_kl_divergence, linear_loss, linear_row_stats, linear_target_logits};
+#[cfg(feature = "python")]
+pub(crate) use linear::{linear_kl_divergence_with, linear_loss_with, linear_scan};
+pub use loss::{Likelihood, LossColumns, LossOptions, loss, soft_cross_entropy};
 #[cfg(feature = "python")]
 pub(crate) use loss::{loss_with, soft_cross_entropy_with};
 pub use pair::{DivergenceColumns, divergences, js_divergence};
 #[cfg(feature = "python")]
 pub(crate) use pair::{divergences_with, js_divergence_with};
 #[cfg(feature = "python")]
-pub(crate) use rows::scan;
+pub(crate) use rows::scan_logits;
 pub use rows::{cross_entropy, entropy, logsumexp, perplexity, read_probe, row_stats};
 
 pub use tempered::{TemperatureColumns, renyi_entropy, temperature_grid};
 #[cfg(feature = "python")]
 pub(crate) use tempered::{renyi_entropy_with, temperature_grid_with};
+pub use tile_probe::tile_probe;
 pub use top_k::top_k_kl_divergence;
 #[cfg(feature = "python")]
 pub(crate) use top_k::top_k_kl_divergence_with;
 
 use crate::error::Error;
 use crate::input::{LogitsView, Targets};
-use crate::plan::Execution;
+use crate::plan::{Execution, Plan};
+use crate::run::LentRows;
 use crate::simd::Element;
 
 /// Settings of a call.
@@ -94,11 +109,20 @@ fn slots<'s>(
     flags.chunks_mut(size).map(|flags| (values.next().unwrap_or_default(), flags)).collect()
 }
 
+/// Lent rows, and the plan to read them.
+fn lent_rows<'v, 'a, E: Element, const SIDES: usize>(
+    sides: [&'v LogitsView<'a, E>; SIDES],
+    execution: &Execution,
+) -> Result<LentRows<'v, 'a, E, SIDES>, Error> {
+    let plan = Plan::new(sides[0].rows(), sides[0].vocab(), execution)?;
+    Ok(LentRows { plan, sides })
+}
+
 /// One target for each row.
-fn check_rows<E: Element>(logits: &LogitsView<'_, E>, targets: Option<&Targets>) -> Result<(), Error> {
+fn check_rows(rows: usize, targets: Option<&Targets>) -> Result<(), Error> {
     match targets {
-        Some(targets) if targets.rows() != logits.rows() => {
-            let (left_shape, right_shape) = (vec![targets.rows()], vec![logits.rows()]);
+        Some(targets) if targets.rows() != rows => {
+            let (left_shape, right_shape) = (vec![targets.rows()], vec![rows]);
             Err(Error::ShapeMismatch { left: "targets", left_shape, right: "the rows of logits", right_shape })
         }
         _ => Ok(()),

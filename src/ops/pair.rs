@@ -1,13 +1,13 @@
 //! Divergences of two arrays of logits beyond KL one way.
 
 use super::kl::{FirstFault, check_pair, kl_scale, read_leaves};
-use super::{never, slots};
+use super::{lent_rows, never, slots};
 use crate::error::{Error, try_filled};
-use crate::input::{LEAF, LeafScratch, LogitsView};
+use crate::input::{LeafScratch, LogitsView};
 use crate::kernels::pair::{JensenRow, PairRow};
 use crate::output::Flags;
-use crate::plan::{Execution, Plan};
-use crate::run::{self, Interrupt, RowWork};
+use crate::plan::Execution;
+use crate::run::{Interrupt, RowIn, RowWork, Source};
 use crate::simd::{Element, Isa};
 use crate::state::kl::{self, KlLeaf, KlScale};
 use crate::state::pair::{PairPartial, Scales};
@@ -63,13 +63,12 @@ pub(crate) fn divergences_with<E: Element>(
     interrupt: Interrupt<'_>,
 ) -> Result<DivergenceColumns, Error> {
     check_pair(p, q, temperature)?;
-    let plan = Plan::new(p.rows(), p.vocab(), execution)?;
-    let mut values = try_filled(p.rows().saturating_mul(FIELDS), f64::NAN)?;
-    let mut flags = try_filled(p.rows(), 0)?;
-    let scale = kl_scale::<E>(p.vocab(), temperature);
-    let work = PairWork { p, q, scale, isa: plan.isa, fault: FirstFault::default(), slots: PhantomData };
-    let leaf_count = p.vocab().div_ceil(LEAF);
-    run::rows(&plan, p.rows(), leaf_count, &work, |size| slots(&mut values, &mut flags, size, FIELDS), interrupt)?;
+    let (source, isa) = (lent_rows([p, q], execution)?, execution.isa()?);
+    let mut values = try_filled(source.rows().saturating_mul(FIELDS), f64::NAN)?;
+    let mut flags = try_filled(source.rows(), 0)?;
+    let scale = kl_scale::<E>(source.vocab(), temperature);
+    let work = PairWork { scale, isa, fault: FirstFault::default(), slots: PhantomData };
+    source.run(&work, |size| slots(&mut values, &mut flags, size, FIELDS), interrupt)?;
     work.fault.finish()?;
     let field = |index: usize| values.iter().skip(index).step_by(FIELDS).copied().collect();
     Ok(DivergenceColumns {
@@ -111,25 +110,22 @@ pub(crate) fn js_divergence_with<E: Element>(
         }
         Ok(undefined.unwrap_or_default())
     };
-    let (scales, flags) = read_leaves(p, q, temperature, FIELDS, execution, finish, interrupt)?;
-    let plan = Plan::new(p.rows(), p.vocab(), execution)?;
+    let (source, isa) = (lent_rows([p, q], execution)?, execution.isa()?);
+    let (scales, flags) = read_leaves(&source, temperature, FIELDS, isa, finish, interrupt)?;
     let mut values = try_filled(p.rows(), f64::NAN)?;
-    let work = JensenWork { p, q, scales: &scales, isa: plan.isa, scale: 1.0 / temperature, slots: PhantomData };
-    let leaf_count = p.vocab().div_ceil(LEAF);
-    run::rows(&plan, p.rows(), leaf_count, &work, |size| values.chunks_mut(size).collect(), interrupt)?;
+    let work = JensenWork { scales: &scales, isa, scale: 1.0 / temperature, slots: PhantomData };
+    source.run(&work, |size| values.chunks_mut(size).collect(), interrupt)?;
     Ok((values, flags))
 }
 
-struct PairWork<'w, 'a, 's, E: Element> {
-    p: &'w LogitsView<'a, E>,
-    q: &'w LogitsView<'a, E>,
+struct PairWork<'s> {
     scale: KlScale,
     isa: Isa,
     fault: FirstFault,
     slots: PhantomData<fn(&'s ())>,
 }
 
-impl<E: Element> PairWork<'_, '_, '_, E> {
+impl PairWork<'_> {
     fn finish(&self, partial: &PairPartial) -> Result<([f64; FIELDS], Flags), Error> {
         let inverse_temperature = self.scale.inverse_temperature;
         let (kl, mut flags) = kl::finish(&partial.forward, &self.scale)?;
@@ -145,7 +141,7 @@ impl<E: Element> PairWork<'_, '_, '_, E> {
     }
 }
 
-impl<'s, E: Element> RowWork for PairWork<'_, '_, 's, E> {
+impl<'s, E: Element> RowWork<E, 2> for PairWork<'s> {
     type Scratch = [LeafScratch<E>; 2];
     type Partial = PairPartial;
     type Slots = (&'s mut [f64], &'s mut [u8]);
@@ -158,9 +154,8 @@ impl<'s, E: Element> RowWork for PairWork<'_, '_, 's, E> {
         PairPartial::default()
     }
 
-    fn read(&self, row: usize, leaves: Range<usize>, scratch: &mut Self::Scratch, partial: &mut PairPartial) {
-        let inverse_temperature = self.scale.inverse_temperature;
-        let (p, q) = (self.p.row(row), self.q.row(row));
+    fn read(&self, row: RowIn<'_, E, 2>, leaves: Range<usize>, scratch: &mut Self::Scratch, partial: &mut PairPartial) {
+        let ([p, q], inverse_temperature) = (row.views, self.scale.inverse_temperature);
         self.isa.run(PairRow { inverse_temperature, p, q, leaves, scratch, partial });
     }
 
@@ -183,9 +178,7 @@ impl<'s, E: Element> RowWork for PairWork<'_, '_, 's, E> {
     }
 }
 
-struct JensenWork<'w, 'a, 's, E: Element> {
-    p: &'w LogitsView<'a, E>,
-    q: &'w LogitsView<'a, E>,
+struct JensenWork<'w, 's> {
     /// Four for each row, as [`Scales`] names them; NaN where a row has no distribution.
     scales: &'w [f64],
     isa: Isa,
@@ -193,7 +186,7 @@ struct JensenWork<'w, 'a, 's, E: Element> {
     slots: PhantomData<fn(&'s ())>,
 }
 
-impl<E: Element> JensenWork<'_, '_, '_, E> {
+impl JensenWork<'_, '_> {
     fn scales(&self, row: usize) -> Option<Scales> {
         let fields = &self.scales[row * FIELDS..(row + 1) * FIELDS];
         let (p_max, q_max, p_log_mass, q_log_mass) = (fields[0], fields[1], fields[2], fields[3]);
@@ -202,7 +195,7 @@ impl<E: Element> JensenWork<'_, '_, '_, E> {
     }
 }
 
-impl<'s, E: Element> RowWork for JensenWork<'_, '_, 's, E> {
+impl<'s, E: Element> RowWork<E, 2> for JensenWork<'_, 's> {
     type Scratch = [LeafScratch<E>; 2];
     type Partial = Vec<f64>;
     type Slots = &'s mut [f64];
@@ -215,9 +208,10 @@ impl<'s, E: Element> RowWork for JensenWork<'_, '_, 's, E> {
         Vec::new()
     }
 
-    fn read(&self, row: usize, leaves: Range<usize>, scratch: &mut Self::Scratch, sums: &mut Vec<f64>) {
-        if let Some(scales) = self.scales(row) {
-            self.isa.run(JensenRow { scales, p: self.p.row(row), q: self.q.row(row), leaves, scratch, sums });
+    fn read(&self, row: RowIn<'_, E, 2>, leaves: Range<usize>, scratch: &mut Self::Scratch, sums: &mut Vec<f64>) {
+        let [p, q] = row.views;
+        if let Some(scales) = self.scales(row.index) {
+            self.isa.run(JensenRow { scales, p, q, leaves, scratch, sums });
         }
     }
 

@@ -1,14 +1,14 @@
 //! Quantities of one array of logits.
 
-use super::{Options, check_rows, never};
+use super::{Options, check_rows, lent_rows, never};
 use crate::error::Error;
-use crate::input::{LEAF, LeafScratch, LogitsView, RowView, Targets};
+use crate::input::{LeafScratch, LogitsView, Targets};
 use crate::kernels::probe::ReadRow;
 use crate::kernels::rows::{CapLogit, Scan, ScanRow};
 use crate::output::{Flags, RowColumns, RowSlots, RowStats};
 use crate::plan::{Execution, Plan};
-use crate::run::{self, Interrupt, RowWork};
-use crate::simd::{Element, Isa};
+use crate::run::{self, Interrupt, RowIn, RowWork, Source};
+use crate::simd::{Element, Float, Isa};
 use crate::state::row::RowPartial;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -25,7 +25,7 @@ pub fn row_stats<E: Element>(
     targets: Option<&Targets>,
     options: &Options,
 ) -> Result<RowColumns, Error> {
-    scan(logits, targets, options, true, &never)
+    scan_logits(logits, targets, options, true, &never)
 }
 
 /// Only lse, nll and flags.
@@ -34,7 +34,7 @@ fn likelihoods<E: Element>(
     targets: Option<&Targets>,
     options: &Options,
 ) -> Result<RowColumns, Error> {
-    scan(logits, targets, options, false, &never)
+    scan_logits(logits, targets, options, false, &never)
 }
 
 /// Log-sum-exp of each row.
@@ -96,30 +96,40 @@ pub fn read_probe<E: Element>(logits: &LogitsView<'_, E>, execution: &Execution)
 }
 
 /// All statistics, or without `all` only lse, nll and flags.
-pub(crate) fn scan<E: Element>(
+pub(crate) fn scan_logits<E: Element>(
     logits: &LogitsView<'_, E>,
     targets: Option<&Targets>,
     options: &Options,
     all: bool,
     interrupt: Interrupt<'_>,
 ) -> Result<RowColumns, Error> {
-    let inverse_temperature = options.checked(logits.vocab())?;
-    check_rows(logits, targets)?;
-    let plan = Plan::new(logits.rows(), logits.vocab(), &options.execution)?;
-    let mut columns = RowColumns::allocate(logits.rows(), all, options.top_k)?;
+    scan(&lent_rows([logits], &options.execution)?, targets, options, all, interrupt)
+}
+
+/// The same of any source.
+pub(super) fn scan<E: Element>(
+    source: &impl Source<E, 1>,
+    targets: Option<&Targets>,
+    options: &Options,
+    all: bool,
+    interrupt: Interrupt<'_>,
+) -> Result<RowColumns, Error> {
+    let inverse_temperature = options.checked(source.vocab())?;
+    check_rows(source.rows(), targets)?;
+    let mut columns = RowColumns::allocate(source.rows(), all, options.top_k)?;
     let scan = Scan { inverse_temperature, softcap: options.softcap, all };
-    let work = ScanWork { logits, targets, scan, isa: plan.isa, top_k: options.top_k, slots: PhantomData };
-    let leaf_count = logits.vocab().div_ceil(LEAF);
-    run::rows(&plan, logits.rows(), leaf_count, &work, |size| columns.slots(size), interrupt)?;
+    let isa = options.execution.isa()?;
+    let work = ScanWork { targets, scan, isa, top_k: options.top_k, slots: PhantomData };
+    source.run(&work, |size| columns.slots(size), interrupt)?;
     if options.strict {
-        check_finite(logits, targets, &columns.flags)?;
+        check_finite(source, targets, &columns.flags)?;
     }
     columns.token_count = targets.map_or(0, Targets::token_count);
+    columns.isa = isa.name();
     Ok(columns)
 }
 
-struct ScanWork<'w, 'a, 's, E: Element> {
-    logits: &'w LogitsView<'a, E>,
+struct ScanWork<'w, 's> {
     targets: Option<&'w Targets>,
     scan: Scan,
     isa: Isa,
@@ -127,19 +137,7 @@ struct ScanWork<'w, 'a, 's, E: Element> {
     slots: PhantomData<fn(&'s ())>,
 }
 
-impl<E: Element> ScanWork<'_, '_, '_, E> {
-    /// Whether the row is counted, or there are no targets at all.
-    fn reads(&self, row: usize) -> bool {
-        self.targets.is_none_or(|targets| targets.column(row).is_some())
-    }
-
-    /// The target's logit after the soft cap.
-    fn target_logit(&self, row: usize, view: RowView<'_, E>) -> Option<E::Compute> {
-        Some(target_logit(self.isa, self.scan.softcap, view, self.targets?.column(row)?))
-    }
-}
-
-impl<'s, E: Element> RowWork for ScanWork<'_, '_, 's, E> {
+impl<'s, E: Element> RowWork<E, 1> for ScanWork<'_, 's> {
     type Scratch = LeafScratch<E>;
     type Partial = RowPartial;
     type Slots = RowSlots<'s>;
@@ -152,12 +150,19 @@ impl<'s, E: Element> RowWork for ScanWork<'_, '_, 's, E> {
         RowPartial::new(self.top_k)
     }
 
-    fn read(&self, row: usize, leaves: Range<usize>, scratch: &mut LeafScratch<E>, partial: &mut RowPartial) {
-        if self.reads(row) {
-            let view = self.logits.row(row);
-            let target_logit = self.target_logit(row, view);
-            self.isa.run(ScanRow { scan: self.scan, row: view, leaves, target_logit, without: &[], scratch, partial });
-        }
+    fn reads(&self, row: usize) -> bool {
+        is_counted(self.targets, row)
+    }
+
+    fn target(&self, row: usize) -> Option<usize> {
+        self.targets?.column(row)
+    }
+
+    fn read(&self, row: RowIn<'_, E, 1>, leaves: Range<usize>, scratch: &mut LeafScratch<E>, partial: &mut RowPartial) {
+        let ([view], scan) = (row.views, self.scan);
+        let target_logit = row.target_logit.map(|logit| capped(self.isa, scan.softcap, logit));
+        partial.target_logit = target_logit.map(Into::into);
+        self.isa.run(ScanRow { scan, row: view, leaves, target_logit, without: &[], scratch, partial });
     }
 
     fn append(&self, partial: &mut RowPartial, following: &RowPartial) {
@@ -169,12 +174,11 @@ impl<'s, E: Element> RowWork for ScanWork<'_, '_, 's, E> {
     }
 
     fn write(&self, row: usize, partial: &RowPartial, slots: &mut RowSlots<'s>, index: usize) {
-        if !self.reads(row) {
+        if !is_counted(self.targets, row) {
             return slots.write(index, &RowStats::IGNORED);
         }
         let inverse_temperature = self.scan.inverse_temperature;
-        let target_logit = self.target_logit(row, self.logits.row(row)).map(Into::into);
-        let stats = partial.finish(target_logit, inverse_temperature);
+        let stats = partial.finish(partial.target_logit, inverse_temperature);
         slots.write(index, &stats);
         if self.top_k > 0 {
             let places = index * self.top_k..(index + 1) * self.top_k;
@@ -184,26 +188,23 @@ impl<'s, E: Element> RowWork for ScanWork<'_, '_, 's, E> {
     }
 }
 
+/// Whether the row has a target, or there are no targets at all.
+pub(super) fn is_counted(targets: Option<&Targets>, row: usize) -> bool {
+    targets.is_none_or(|targets| targets.column(row).is_some())
+}
+
 /// One logit after the soft cap.
-pub(super) fn target_logit<E: Element>(
-    isa: Isa,
-    softcap: Option<f64>,
-    view: RowView<'_, E>,
-    column: usize,
-) -> E::Compute {
-    let logit = view.logit(column).widen();
+pub(super) fn capped<F: Float + Element<Compute = F>>(isa: Isa, softcap: Option<f64>, logit: F) -> F {
     softcap.map_or(logit, |cap| isa.run(CapLogit { logit, cap }))
 }
 
 /// The first row without a finite result, and the column that is to blame.
-fn check_finite<E: Element>(logits: &LogitsView<'_, E>, targets: Option<&Targets>, flags: &[u8]) -> Result<(), Error> {
+fn check_finite<E: Element>(source: &impl Source<E, 1>, targets: Option<&Targets>, flags: &[u8]) -> Result<(), Error> {
     let to_blame = Flags::NAN | Flags::POSINF | Flags::ALL_NEGINF | Flags::TARGET_NEGINF;
     let Some(row) = flags.iter().position(|bits| bits & to_blame.bits() != 0) else { return Ok(()) };
-    let view = logits.row(row);
-    let value_at = |column: usize| -> f64 { view.logit(column).widen().into() };
-    let is_to_blame = |&column: &usize| value_at(column).is_nan() || value_at(column) == f64::INFINITY;
+    let logits = source.logits(row);
     let target = targets.and_then(|targets| targets.column(row)).unwrap_or(0);
-    let column = (0..view.vocab()).find(is_to_blame).unwrap_or(target);
-    let value = if view.vocab() > 0 { value_at(column) } else { f64::NEG_INFINITY };
+    let column = logits.iter().position(|logit| logit.is_nan() || *logit == f64::INFINITY).unwrap_or(target);
+    let value = logits.get(column).copied().unwrap_or(f64::NEG_INFINITY);
     Err(Error::NonFinite { row, column, value })
 }

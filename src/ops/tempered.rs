@@ -1,13 +1,12 @@
 //! Quantities at several inverse temperatures, from one read.
 
-use super::rows::target_logit;
-use super::{Options, check_rows, never, slots};
+use super::rows::{capped, is_counted};
+use super::{Options, check_rows, lent_rows, never, slots};
 use crate::error::{Error, try_filled};
-use crate::input::{LEAF, LeafScratch, LogitsView, Targets};
+use crate::input::{LeafScratch, LogitsView, Targets};
 use crate::kernels::tempered::TemperedRow;
 use crate::output::Flags;
-use crate::plan::Plan;
-use crate::run::{self, Interrupt, RowWork};
+use crate::run::{Interrupt, RowIn, RowWork, Source};
 use crate::simd::{Element, Float, Isa};
 use crate::state::tempered::{Chain, TemperedPartial, chains};
 use std::marker::PhantomData;
@@ -63,6 +62,7 @@ pub(crate) fn temperature_grid_with<E: Element>(
     interrupt: Interrupt<'_>,
 ) -> Result<TemperatureColumns, Error> {
     const FIELDS: usize = 5;
+    let source = &lent_rows([logits], &options.execution)?;
     let scale = options.checked(logits.vocab())?;
     let exponents = checked("inverse_temperatures", inverse_temperatures)?;
     let exponents: Vec<f64> = exponents.iter().map(|value| value * scale).collect();
@@ -79,7 +79,7 @@ pub(crate) fn temperature_grid_with<E: Element>(
         if target == Some(f64::NEG_INFINITY) && flags == Flags::default() { Flags::TARGET_NEGINF } else { flags }
     };
     let ignored = [f64::NAN, f64::NAN, f64::NAN, f64::NAN, 0.0].repeat(count);
-    let work = Tempered { logits, targets, exponents: &read, softcap: options.softcap, class_weights: None };
+    let work = Tempered { source, targets, exponents: &read, softcap: options.softcap, class_weights: None };
     let (values, flags) = work.run(options, &ignored, finish, interrupt)?;
     let field = |index: usize| values.iter().skip(index).step_by(FIELDS).copied().collect();
     Ok(TemperatureColumns {
@@ -111,6 +111,7 @@ pub(crate) fn renyi_entropy_with<E: Element>(
     options: &Options,
     interrupt: Interrupt<'_>,
 ) -> Result<(Vec<f64>, Vec<u8>), Error> {
+    let source = &lent_rows([logits], &options.execution)?;
     let scale = options.checked(logits.vocab())?;
     if logits.vocab() == 0 {
         return Err(Error::EmptyVocabulary { operation: "an entropy" });
@@ -141,7 +142,7 @@ pub(crate) fn renyi_entropy_with<E: Element>(
         shannon.flags
     };
     let ignored = vec![f64::NAN; orders.len()];
-    let work = Tempered { logits, targets: None, exponents: &exponents, softcap: options.softcap, class_weights: None };
+    let work = Tempered { source, targets: None, exponents: &exponents, softcap: options.softcap, class_weights: None };
     work.run(options, &ignored, finish, interrupt)
 }
 
@@ -158,8 +159,8 @@ fn checked<'v>(name: &'static str, values: &'v [f64]) -> Result<&'v [f64], Error
 }
 
 /// What a call reads from each row: sums at some exponents, and with class weights.
-pub(super) struct Tempered<'w, 'a, E: Element> {
-    pub(super) logits: &'w LogitsView<'a, E>,
+pub(super) struct Tempered<'w, E: Element, R> {
+    pub(super) source: &'w R,
     pub(super) targets: Option<&'w Targets>,
     /// Inverse temperatures.
     pub(super) exponents: &'w [f64],
@@ -168,7 +169,7 @@ pub(super) struct Tempered<'w, 'a, E: Element> {
     pub(super) class_weights: Option<&'w [E::Compute]>,
 }
 
-impl<E: Element> Tempered<'_, '_, E> {
+impl<E: Element, R: Source<E, 1>> Tempered<'_, E, R> {
     /// Runs `finish` on each counted row, which writes as many values as `ignored` has; rows that are not counted get
     /// `ignored`.
     pub(super) fn run<F>(
@@ -181,21 +182,32 @@ impl<E: Element> Tempered<'_, '_, E> {
     where
         F: Fn(&TemperedPartial, Option<f64>, &mut [f64]) -> Flags + Sync,
     {
-        let (rows, width) = (self.logits.rows(), ignored.len());
-        check_rows(self.logits, self.targets)?;
-        let plan = Plan::new(rows, self.logits.vocab(), &options.execution)?;
+        let (rows, width) = (self.source.rows(), ignored.len());
+        check_rows(rows, self.targets)?;
         let mut values = try_filled(rows.saturating_mul(width), f64::NAN)?;
         let mut flags = try_filled(rows, 0)?;
         let chains = chains(self.exponents);
-        let work = TemperedWork { call: self, chains, isa: plan.isa, ignored, finish, slots: PhantomData };
-        let leaf_count = self.logits.vocab().div_ceil(LEAF);
-        run::rows(&plan, rows, leaf_count, &work, |size| slots(&mut values, &mut flags, size, width), interrupt)?;
+        let work = TemperedWork {
+            targets: self.targets,
+            softcap: self.softcap,
+            class_weights: self.class_weights,
+            exponents: self.exponents.len(),
+            chains,
+            isa: options.execution.isa()?,
+            ignored,
+            finish,
+            slots: PhantomData,
+        };
+        self.source.run(&work, |size| slots(&mut values, &mut flags, size, width), interrupt)?;
         Ok((values, flags))
     }
 }
 
-struct TemperedWork<'w, 'a, 's, E: Element, F> {
-    call: &'w Tempered<'w, 'a, E>,
+struct TemperedWork<'w, 's, C, F> {
+    targets: Option<&'w Targets>,
+    softcap: Option<f64>,
+    class_weights: Option<&'w [C]>,
+    exponents: usize,
     chains: Vec<Chain>,
     isa: Isa,
     ignored: &'w [f64],
@@ -203,7 +215,7 @@ struct TemperedWork<'w, 'a, 's, E: Element, F> {
     slots: PhantomData<fn(&'s ())>,
 }
 
-impl<'s, E: Element, F> RowWork for TemperedWork<'_, '_, 's, E, F>
+impl<'s, E: Element, F> RowWork<E, 1> for TemperedWork<'_, 's, E::Compute, F>
 where
     F: Fn(&TemperedPartial, Option<f64>, &mut [f64]) -> Flags + Sync,
 {
@@ -216,15 +228,28 @@ where
     }
 
     fn partial(&self) -> TemperedPartial {
-        TemperedPartial::new(self.call.exponents.len())
+        TemperedPartial::new(self.exponents)
     }
 
-    fn read(&self, row: usize, leaves: Range<usize>, scratch: &mut LeafScratch<E>, partial: &mut TemperedPartial) {
-        if self.call.targets.is_none_or(|targets| targets.column(row).is_some()) {
-            let (softcap, class_weights) = (self.call.softcap, self.call.class_weights);
-            let (row, chains) = (self.call.logits.row(row), self.chains.as_slice());
-            self.isa.run(TemperedRow { chains, softcap, class_weights, row, leaves, scratch, partial });
-        }
+    fn reads(&self, row: usize) -> bool {
+        is_counted(self.targets, row)
+    }
+
+    fn target(&self, row: usize) -> Option<usize> {
+        self.targets?.column(row)
+    }
+
+    fn read(
+        &self,
+        row: RowIn<'_, E, 1>,
+        leaves: Range<usize>,
+        scratch: &mut LeafScratch<E>,
+        partial: &mut TemperedPartial,
+    ) {
+        let (softcap, class_weights, chains) = (self.softcap, self.class_weights, self.chains.as_slice());
+        partial.target_logit = row.target_logit.map(|logit| capped(self.isa, softcap, logit).into());
+        let [row] = row.views;
+        self.isa.run(TemperedRow { chains, softcap, class_weights, row, leaves, scratch, partial });
     }
 
     fn append(&self, partial: &mut TemperedPartial, following: &TemperedPartial) {
@@ -238,15 +263,11 @@ where
     fn write(&self, row: usize, partial: &TemperedPartial, (values, flags): &mut Self::Slots, index: usize) {
         let width = self.ignored.len();
         let places = &mut values[index * width..(index + 1) * width];
-        let target = match self.call.targets.map(|targets| targets.column(row)) {
-            Some(None) => {
-                places.copy_from_slice(self.ignored);
-                flags[index] = Flags::IGNORED.bits();
-                return;
-            }
-            Some(Some(column)) => Some(target_logit(self.isa, self.call.softcap, self.call.logits.row(row), column)),
-            None => None,
+        flags[index] = if is_counted(self.targets, row) {
+            (self.finish)(partial, partial.target_logit, places).bits()
+        } else {
+            places.copy_from_slice(self.ignored);
+            Flags::IGNORED.bits()
         };
-        flags[index] = (self.finish)(partial, target.map(Into::into), places).bits();
     }
 }

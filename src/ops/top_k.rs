@@ -1,13 +1,12 @@
 //! KL against a distribution of which only the k largest probabilities are kept.
 
-use super::rows::target_logit;
-use super::{Options, never, slots};
+use super::rows::capped;
+use super::{Options, lent_rows, never, slots};
 use crate::error::{Error, try_filled};
-use crate::input::{LEAF, LeafScratch, LogitsView, TopKDistribution};
+use crate::input::{LeafScratch, LogitsView, TopKDistribution};
 use crate::kernels::rows::{Scan, ScanRow};
 use crate::output::Flags;
-use crate::plan::Plan;
-use crate::run::{self, Interrupt, RowWork};
+use crate::run::{Interrupt, RowIn, RowWork, Source};
 use crate::simd::{Element, Isa};
 use crate::state::row::RowPartial;
 use std::marker::PhantomData;
@@ -37,12 +36,11 @@ pub(crate) fn top_k_kl_divergence_with<E: Element>(
         let (left_shape, right_shape) = (vec![p.rows()], vec![q.rows()]);
         return Err(Error::ShapeMismatch { left: "p_ids", left_shape, right: "the rows of q_logits", right_shape });
     }
-    let plan = Plan::new(q.rows(), q.vocab(), &options.execution)?;
     let (mut values, mut flags) = (try_filled(q.rows(), f64::NAN)?, try_filled(q.rows(), 0)?);
     let scan = Scan { inverse_temperature, softcap: options.softcap, all: false };
-    let work = TailWork { p, q, scan, isa: plan.isa, slots: PhantomData };
-    let leaf_count = q.vocab().div_ceil(LEAF);
-    run::rows(&plan, q.rows(), leaf_count, &work, |size| slots(&mut values, &mut flags, size, 1), interrupt)?;
+    let work = TailWork { p, q, scan, isa: options.execution.isa()?, slots: PhantomData };
+    let source = lent_rows([q], &options.execution)?;
+    source.run(&work, |size| slots(&mut values, &mut flags, size, 1), interrupt)?;
     Ok((values, flags))
 }
 
@@ -57,7 +55,8 @@ struct TailWork<'w, 'a, 's, E: Element> {
 impl<E: Element> TailWork<'_, '_, '_, E> {
     fn divergence(&self, row: usize, rest: &RowPartial) -> (f64, Flags) {
         let scale = self.scan.inverse_temperature;
-        let z = |column| -> f64 { target_logit(self.isa, self.scan.softcap, self.q.row(row), column).into() };
+        let view = self.q.row(row);
+        let z = |column| -> f64 { capped(self.isa, self.scan.softcap, view.logit(column).widen()).into() };
         let known: Vec<(f64, f64)> = self.p.row(row).map(|(column, log_p)| (log_p, z(column) * scale)).collect();
         let rest = rest.finish(None, scale);
         if rest.flags.contains(Flags::NAN) || known.iter().any(|(_, z)| z.is_nan()) {
@@ -87,7 +86,7 @@ impl<E: Element> TailWork<'_, '_, '_, E> {
     }
 }
 
-impl<'s, E: Element> RowWork for TailWork<'_, '_, 's, E> {
+impl<'s, E: Element> RowWork<E, 1> for TailWork<'_, '_, 's, E> {
     type Scratch = LeafScratch<E>;
     type Partial = RowPartial;
     type Slots = (&'s mut [f64], &'s mut [u8]);
@@ -100,9 +99,9 @@ impl<'s, E: Element> RowWork for TailWork<'_, '_, 's, E> {
         RowPartial::new(0)
     }
 
-    fn read(&self, row: usize, leaves: Range<usize>, scratch: &mut LeafScratch<E>, partial: &mut RowPartial) {
-        let without: Vec<usize> = self.p.row(row).map(|(column, _)| column).collect();
-        let (scan, without, row) = (self.scan, without.as_slice(), self.q.row(row));
+    fn read(&self, row: RowIn<'_, E, 1>, leaves: Range<usize>, scratch: &mut LeafScratch<E>, partial: &mut RowPartial) {
+        let without: Vec<usize> = self.p.row(row.index).map(|(column, _)| column).collect();
+        let (scan, without, [row]) = (self.scan, without.as_slice(), row.views);
         self.isa.run(ScanRow { scan, row, leaves, target_logit: None, without, scratch, partial });
     }
 

@@ -2,6 +2,7 @@
 
 use super::Simd;
 use super::math::{ONE_BITS, POWER_SHIFT, POWERS};
+use super::tiles::Beside;
 use super::vector::{Register, Vector};
 use core::arch::x86_64::*;
 use half::{bf16, f16};
@@ -260,6 +261,8 @@ pub(super) unsafe fn larger_halves(signed: __m256i, unsigned: __m256i) -> __m256
 impl Simd for Avx2 {
     type F32 = Vector<__m256, 2>;
     type F64 = Vector<__m256d, 4>;
+    type Panels32 = Beside<1>;
+    type Panels64 = Beside<1>;
 
     #[inline(always)]
     fn splat_f32(self, value: f32) -> Self::F32 {
@@ -342,5 +345,48 @@ impl Simd for Avx2 {
     fn prefetch(self, pointer: *const u8) {
         // SAFETY: `self` is the token; a prefetch of any address is allowed.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(pointer.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn transpose(self, source: *const u32, stride: usize, target: *mut u32) {
+        for quarter in 0..4 {
+            let (row, column) = (quarter / 2 * 8, quarter % 2 * 8);
+            // SAFETY: `self` is the token; the caller vouches for the memory.
+            unsafe { transpose_8(source.add(row * stride + column), stride, target.add(column * 16 + row)) };
+        }
+    }
+}
+
+/// Transposes eight rows of eight words to places sixteen words apart.
+///
+/// # Safety
+/// - AVX2 runs here.
+/// - `source` is readable for eight words at each of eight rows, `target` writable likewise.
+#[inline(always)]
+unsafe fn transpose_8(source: *const u32, stride: usize, target: *mut u32) {
+    // SAFETY: the caller proves that AVX2 runs here and vouches for the memory.
+    unsafe {
+        let mut rows = [_mm256_setzero_si256(); 8];
+        for (i, row) in rows.iter_mut().enumerate() {
+            *row = _mm256_loadu_si256(source.add(i * stride).cast());
+        }
+        let mut pairs = rows;
+        for i in 0..4 {
+            pairs[2 * i] = _mm256_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+            pairs[2 * i + 1] = _mm256_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+        }
+        let mut fours = rows;
+        for i in 0..2 {
+            fours[4 * i] = _mm256_unpacklo_epi64(pairs[4 * i], pairs[4 * i + 2]);
+            fours[4 * i + 1] = _mm256_unpackhi_epi64(pairs[4 * i], pairs[4 * i + 2]);
+            fours[4 * i + 2] = _mm256_unpacklo_epi64(pairs[4 * i + 1], pairs[4 * i + 3]);
+            fours[4 * i + 3] = _mm256_unpackhi_epi64(pairs[4 * i + 1], pairs[4 * i + 3]);
+        }
+        for j in 0..4 {
+            let (upper, lower) = (fours[j], fours[4 + j]);
+            let low = _mm256_permute2x128_si256::<0x20>(upper, lower);
+            let high = _mm256_permute2x128_si256::<0x31>(upper, lower);
+            _mm256_storeu_si256(target.add(j * 16).cast(), low);
+            _mm256_storeu_si256(target.add((4 + j) * 16).cast(), high);
+        }
     }
 }

@@ -3,6 +3,7 @@
 use super::Simd;
 use super::avx2::larger_halves;
 use super::math::{ONE_BITS, POWER_SHIFT, POWERS};
+use super::tiles::Beside;
 use super::vector::{Register, Vector};
 use core::arch::x86_64::*;
 use half::{bf16, f16};
@@ -185,6 +186,8 @@ unsafe fn max_halves(pointer: *const u16) -> __m256i {
 impl Simd for Avx512 {
     type F32 = Vector<__m512, 1>;
     type F64 = Vector<__m512d, 2>;
+    type Panels32 = Beside<4>;
+    type Panels64 = Beside<2>;
 
     #[inline(always)]
     fn splat_f32(self, value: f32) -> Self::F32 {
@@ -246,5 +249,42 @@ impl Simd for Avx512 {
     fn prefetch(self, pointer: *const u8) {
         // SAFETY: `self` is the token; a prefetch of any address is allowed.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(pointer.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn transpose(self, source: *const u32, stride: usize, target: *mut u32) {
+        // SAFETY: `self` is the token; the caller vouches for the memory.
+        unsafe {
+            let mut rows = [_mm512_setzero_si512(); 16];
+            for (i, row) in rows.iter_mut().enumerate() {
+                *row = _mm512_loadu_si512(source.add(i * stride).cast());
+            }
+            // Words, pairs of words, then quarters: afterwards vector 4 i + j holds column 4 q + j of its quarter q.
+            let mut pairs = rows;
+            for i in 0..8 {
+                pairs[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+                pairs[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+            }
+            let mut fours = rows;
+            for i in 0..4 {
+                fours[4 * i] = _mm512_unpacklo_epi64(pairs[4 * i], pairs[4 * i + 2]);
+                fours[4 * i + 1] = _mm512_unpackhi_epi64(pairs[4 * i], pairs[4 * i + 2]);
+                fours[4 * i + 2] = _mm512_unpacklo_epi64(pairs[4 * i + 1], pairs[4 * i + 3]);
+                fours[4 * i + 3] = _mm512_unpackhi_epi64(pairs[4 * i + 1], pairs[4 * i + 3]);
+            }
+            for j in 0..4 {
+                let [a, b, c, d] = [fours[j], fours[4 + j], fours[8 + j], fours[12 + j]];
+                let (ab_even, ab_odd) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
+                let (cd_even, cd_odd) = (_mm512_shuffle_i32x4::<0x88>(c, d), _mm512_shuffle_i32x4::<0xdd>(c, d));
+                let columns = [
+                    _mm512_shuffle_i32x4::<0x88>(ab_even, cd_even),
+                    _mm512_shuffle_i32x4::<0x88>(ab_odd, cd_odd),
+                    _mm512_shuffle_i32x4::<0xdd>(ab_even, cd_even),
+                    _mm512_shuffle_i32x4::<0xdd>(ab_odd, cd_odd),
+                ];
+                for (quarter, column) in columns.into_iter().enumerate() {
+                    _mm512_storeu_si512(target.add((4 * quarter + j) * 16).cast(), column);
+                }
+            }
+        }
     }
 }

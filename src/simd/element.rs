@@ -139,6 +139,8 @@ pub trait Element: Copy + Send + Sync + 'static {
 
     /// The same value in the compute type.
     fn widen(self) -> Self::Compute;
+    /// The nearest element.
+    fn narrow(value: Self::Compute) -> Self;
     /// Sixteen consecutive elements in the compute type.
     ///
     /// # Safety
@@ -176,7 +178,7 @@ unsafe fn max_of_vectors<S: Simd, E: Element>(simd: S, pointer: *const E) -> E::
 
 macro_rules! element {
     ($type:ty, $compute:ty, $lanes:ident, $name:literal, $load:ident, $max:path, $splat:ident,
-     |$value:ident| $widen:expr, |$simd:ident, $vector:ident| $total:expr) => {
+     |$value:ident| $widen:expr, $narrow:expr, |$simd:ident, $vector:ident| $total:expr) => {
         impl Element for $type {
             type Compute = $compute;
             type Lanes<S: Simd> = S::$lanes;
@@ -187,6 +189,10 @@ macro_rules! element {
             fn widen(self) -> $compute {
                 let $value = self;
                 $widen
+            }
+            #[inline(always)]
+            fn narrow(value: $compute) -> Self {
+                $narrow(value)
             }
             #[inline(always)]
             unsafe fn load<S: Simd>(simd: S, pointer: *const Self) -> S::$lanes {
@@ -213,9 +219,51 @@ macro_rules! element {
         }
     };
 }
-element!(f32, f32, F32, "float32", load_f32, max_of_vectors, splat_f32, |value| value, |simd, lanes| simd.widen(lanes));
-element!(f16, f32, F32, "float16", load_f16, S::max_f16, splat_f32, |value| value.to_f32(), |simd, lanes| simd
-    .widen(lanes));
-element!(bf16, f32, F32, "bfloat16", load_bf16, S::max_bf16, splat_f32, |value| value.to_f32(), |simd, lanes| simd
-    .widen(lanes));
-element!(f64, f64, F64, "float64", load_f64, max_of_vectors, splat_f64, |value| value, |_simd, lanes| lanes);
+element!(
+    f32,
+    f32,
+    F32,
+    "float32",
+    load_f32,
+    max_of_vectors,
+    splat_f32,
+    |value| value,
+    std::convert::identity,
+    |simd, lanes| simd.widen(lanes)
+);
+element!(
+    f16,
+    f32,
+    F32,
+    "float16",
+    load_f16,
+    S::max_f16,
+    splat_f32,
+    |value| value.to_f32(),
+    f16::from_f32,
+    |simd, lanes| simd.widen(lanes)
+);
+element!(
+    bf16,
+    f32,
+    F32,
+    "bfloat16",
+    load_bf16,
+    S::max_bf16,
+    splat_f32,
+    |value| value.to_f32(),
+    bf16::from_f32,
+    |simd, lanes| simd.widen(lanes)
+);
+element!(
+    f64,
+    f64,
+    F64,
+    "float64",
+    load_f64,
+    max_of_vectors,
+    splat_f64,
+    |value| value,
+    std::convert::identity,
+    |_simd, lanes| lanes
+);

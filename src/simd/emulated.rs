@@ -5,6 +5,7 @@
 
 use super::Simd;
 use super::scalar::Scalar;
+use super::tiles::Beside;
 use super::vector::{Register, Vector};
 use half::{bf16, f16};
 
@@ -99,6 +100,8 @@ fn grouped(lanes: <Scalar as Simd>::F32) -> Vector<[f32; 4], 4> {
 impl Simd for Emulated128 {
     type F32 = Vector<[f32; 4], 4>;
     type F64 = Vector<[f64; 2], 8>;
+    type Panels32 = Beside<1>;
+    type Panels64 = Beside<1>;
 
     fn splat_f32(self, value: f32) -> Self::F32 {
         // SAFETY: plain Rust runs everywhere.
@@ -161,7 +164,8 @@ mod tests {
         let run = |isa| {
             let execution = Execution { isa: Some(isa), num_threads: Some(1) };
             let options = Options { top_k: 5, softcap: Some(30.0), execution, ..Options::default() };
-            let stats = row_stats(&view, Some(&targets), &options).expect("the rows are finite");
+            let mut stats = row_stats(&view, Some(&targets), &options).expect("the rows are finite");
+            stats.isa = "";
             let mut turned = logits.clone();
             turned.rotate_left(VOCAB);
             let other = LogitsView::from_slice(&turned, 2, VOCAB).expect("the buffer holds two rows");

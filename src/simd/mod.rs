@@ -17,6 +17,7 @@ mod isa;
 pub(crate) mod lent;
 pub(crate) mod math;
 mod scalar;
+pub(crate) mod tiles;
 mod vector;
 
 #[cfg(feature = "python")]
@@ -24,7 +25,7 @@ pub(crate) use control::rounds_to_nearest;
 pub(crate) use control::with_default_control;
 pub use element::{Element, Float};
 pub use isa::Isa;
-pub(crate) use isa::Job;
+pub(crate) use isa::{Bf16Tiles, Job};
 
 /// Virtual lanes of every vector; part of the numeric contract.
 pub(crate) const LANES: usize = 16;
@@ -37,6 +38,11 @@ pub trait Simd: Copy + Send + Sync {
     type F32: Lanes<Scalar = f32>;
     /// Sixteen lanes of float64.
     type F64: Lanes<Scalar = f64>;
+
+    /// How many panels a product of float32 takes at a time.
+    type Panels32: tiles::Panels;
+    /// How many panels a product of float64 takes at a time.
+    type Panels64: tiles::Panels;
 
     /// Every lane `value`.
     fn splat_f32(self, value: f32) -> Self::F32;
@@ -69,6 +75,22 @@ pub trait Simd: Copy + Send + Sync {
     unsafe fn max_bf16(self, pointer: *const half::bf16) -> Self::F32;
     /// Asks for the cache line at `pointer`, which may be any address.
     fn prefetch(self, pointer: *const u8);
+    /// Transposes sixteen rows of sixteen words, `stride` words from one row to the next, into 256 words in a row.
+    ///
+    /// # Safety
+    /// - `source` is readable for sixteen words at each of sixteen rows.
+    /// - `target` is writable for 256 words and apart from them.
+    #[inline(always)]
+    unsafe fn transpose(self, source: *const u32, stride: usize, target: *mut u32) {
+        for row in 0..LANES {
+            for column in 0..LANES {
+                // SAFETY: the caller vouches for both.
+                unsafe {
+                    target.add(column * LANES + row).write_unaligned(source.add(row * stride + column).read_unaligned())
+                };
+            }
+        }
+    }
 }
 
 /// Sixteen lanes of one type. Fused where named so; comparisons are false where a lane is NaN.

@@ -2,6 +2,7 @@
 
 use super::Simd;
 use super::math::{Bits, larger_half};
+use super::tiles::Beside;
 use super::vector::{Register, Vector};
 use half::{bf16, f16};
 
@@ -135,6 +136,8 @@ macro_rules! max_halves {
 impl Simd for Scalar {
     type F32 = Vector<f32, 16>;
     type F64 = Vector<f64, 16>;
+    type Panels32 = Beside<1>;
+    type Panels64 = Beside<1>;
 
     #[inline(always)]
     fn splat_f32(self, value: f32) -> Self::F32 {

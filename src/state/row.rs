@@ -18,18 +18,27 @@ pub(crate) struct RowPartial {
     /// Columns whose logit equals the target's, itself among them.
     pub(crate) equal: u64,
     pub(crate) top: TopColumns,
+    /// The target's logit, if there is one.
+    pub(crate) target_logit: Option<f64>,
 }
 
 impl RowPartial {
     pub(crate) fn new(top_k: usize) -> Self {
-        Self { leaves: Vec::new(), peak: Peak::NONE, above: 0, equal: 0, top: TopColumns::new(top_k) }
+        Self {
+            leaves: Vec::new(),
+            peak: Peak::NONE,
+            above: 0,
+            equal: 0,
+            top: TopColumns::new(top_k),
+            target_logit: None,
+        }
     }
 
     /// Makes room for another row.
     pub(crate) fn clear(&mut self) {
         self.leaves.clear();
         self.top.clear();
-        (self.peak, self.above, self.equal) = (Peak::NONE, 0, 0);
+        (self.peak, self.above, self.equal, self.target_logit) = (Peak::NONE, 0, 0, None);
     }
 
     /// Appends what has been read of the columns that follow.
@@ -39,6 +48,7 @@ impl RowPartial {
         self.above += following.above;
         self.equal += following.equal;
         self.top.merge(&following.top);
+        self.target_logit = self.target_logit.or(following.target_logit);
     }
 
     /// The row's statistics. `target_logit` is the target's logit, if the row is counted.

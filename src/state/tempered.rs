@@ -47,6 +47,8 @@ pub(crate) struct TemperedPartial {
     pub(crate) weighted: Vec<f64>,
     /// The leaf that is being read.
     pub(crate) next: Vec<LeafSums>,
+    /// The target's logit, if there is one.
+    pub(crate) target_logit: Option<f64>,
 }
 
 /// A row at one inverse temperature. All is NaN but `lse` where the row has no distribution.
@@ -65,19 +67,22 @@ pub(crate) struct Tempered {
 
 impl TemperedPartial {
     pub(crate) fn new(inverse_temperatures: usize) -> Self {
-        Self { leaves: Vec::new(), weighted: Vec::new(), next: vec![LeafSums::EMPTY; inverse_temperatures] }
+        let next = vec![LeafSums::EMPTY; inverse_temperatures];
+        Self { leaves: Vec::new(), weighted: Vec::new(), next, target_logit: None }
     }
 
     /// Makes room for another row.
     pub(crate) fn clear(&mut self) {
         self.leaves.clear();
         self.weighted.clear();
+        self.target_logit = None;
     }
 
     /// Appends what has been read of the columns that follow.
     pub(crate) fn append(&mut self, following: &Self) {
         self.leaves.extend_from_slice(&following.leaves);
         self.weighted.extend_from_slice(&following.weighted);
+        self.target_logit = self.target_logit.or(following.target_logit);
     }
 
     /// The row's leaves at inverse temperature number `place`.

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xentrs
 from conftest import TRAINING_LINES, write_model, write_tokenizer
 from xentrs.models import ModelError, cache_folder, catalog, imported_models, load_model
 from xentrs.models import hf as hf_module
@@ -59,13 +60,52 @@ def test_bfloat16_logits_are_not_rounded_to_16_bits(tiny_model: Path) -> None:
     runner: Any = load_model(str(tiny_model), dtype="bfloat16")
     hidden = runner.hidden_states(IDS).reshape(-1, 32)
     assert hidden.dtype == torch.bfloat16
-    assert runner.head.weight.dtype == torch.float32
+    assert runner.head.weight.dtype == torch.bfloat16
     logits = runner.logits(hidden)
     with torch.inference_mode():
         exact = hidden.double() @ runner.model.lm_head.weight.double().T
     np.testing.assert_allclose(logits, exact.numpy(), rtol=0, atol=1e-5 * float(exact.abs().max()))
     rounded = torch.from_numpy(logits).bfloat16().float().numpy()
     assert (rounded != logits).mean() > 0.9
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(("kind", "overrides"), HEADS)
+def test_head_is_the_models_own_memory(tmp_path: Path, kind: str, overrides: dict[str, Any], dtype: str) -> None:
+    import torch
+
+    runner: Any = load_model(str(write_model(tmp_path, kind, **overrides)), dtype=dtype)
+    hidden = runner.hidden_states(IDS)
+    head, layer = runner.head, runner.model.get_output_embeddings()
+    assert head.weight.data_ptr() == layer.weight.data_ptr()
+    assert not head.weight.requires_grad
+    assert (head.bias is None) == (layer.bias is None) == (kind != "phi")
+    # Float32 weights meet float64 hidden states, so that a token's nll is exact; the weights stay as they are.
+    assert hidden.dtype == (torch.float64 if dtype == "float32" else getattr(torch, dtype))
+    stats = xentrs.linear_row_stats(
+        hidden, head.weight, bias=head.bias, logit_scale=head.logit_scale, softcap=head.softcap
+    )
+    assert stats.isa == head.isa
+    assert [value for value in vars(head).values() if isinstance(value, torch.Tensor)] in (
+        [head.weight],
+        [head.weight, head.bias],
+    )
+    with torch.inference_mode():
+        expected = runner.model(input_ids=torch.from_numpy(IDS)).logits.double()
+    largest = float(expected.abs().max())
+    tolerance = (2e-5 if dtype == "float32" else 2e-2) * max(1.0, largest)  # 16-bit models round their own logits
+    np.testing.assert_allclose(stats.lse, torch.logsumexp(expected, dim=-1), rtol=0, atol=tolerance)
+
+
+def test_head_on_another_device_gives_logits_in_batches(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from xentrs.models.head_torch import Head
+
+    monkeypatch.setattr(Head, "on_cpu", False)
+    runner: Any = load_model(str(tiny_model), dtype="float32")
+    hidden = runner.hidden_states(IDS)
+    assert (runner.head, runner.max_batch_windows, runner.notices) == (None, None, [])
+    assert tuple(hidden.shape) == (2, 12, 32)
+    assert runner.logits(hidden.reshape(-1, 32)).shape == (24, 320)
 
 
 def test_unknown_head_falls_back_to_full_logits(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,6 +115,7 @@ def test_unknown_head_falls_back_to_full_logits(tiny_model: Path, monkeypatch: p
     runner: Any = load_model(str(tiny_model), dtype="float32")
     runner.prepare()
     runner.prepare()
+    assert runner.head is None
     assert runner.max_batch_windows == 1
     assert len(runner.notices) == 1
     assert "LlamaForCausalLM is not understood" in runner.notices[0]

@@ -15,10 +15,17 @@ from conftest import TRAINING_LINES, write_model
 from xentrs.corpus import open_sources, resolve_settings, score_corpus
 from xentrs.corpus.parts import Part, PartReader
 from xentrs.corpus.score import PartColumns, score_part
-from xentrs.corpus.settings import Settings
+from xentrs.corpus.settings import Settings, protocol_block
 from xentrs.corpus.totals import Totals
 from xentrs.models import load_model
 
+HEADS: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {}),
+    ("gemma2", {"final_logit_softcapping": 1.5, "head_dim": 16}),
+    ("cohere", {"logit_scale": 0.25}),
+    ("granite", {"logits_scaling": 4.0}),
+    ("phi", {}),  # with a bias
+]
 TEXTS = [
     TRAINING_LINES[0],
     "",
@@ -154,9 +161,66 @@ def test_batch_size_changes_rounding_of_the_body_alone(tiny_runner: Any, sources
         assert one.documents["scored_count"] == other.documents["scored_count"]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("kind", "overrides"), HEADS)
+def test_no_logits_give_the_scores_of_logits(
+    tmp_path: Path,
+    sources: list[Any],
+    kind: str,
+    overrides: dict[str, Any],
+    dtype: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runner: Any = load_model(str(write_model(tmp_path / "m", kind, **overrides)), dtype=dtype)
+    runner.prepare()
+    settings = resolve_settings(runner, prefix="bos")
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "logits", None)  # a call fails
+        _, fused = scored(runner, sources, settings)
+    monkeypatch.setattr(type(runner), "head", None)
+    _, blocks = scored(runner, sources, settings)
+    assert (fused.tokens["nll"] != blocks.tokens["nll"]).any()  # they are two paths
+    # Float64 products rounded to float32 logits, or two orders of float32 sums: a few 2^-24 of logits below 20.
+    for name in ("nll", "entropy", "varentropy", "top1_log_prob"):
+        np.testing.assert_allclose(fused.tokens[name], blocks.tokens[name], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(fused.tokens["flags"], blocks.tokens["flags"])
+    assert (fused.tokens["top1_id"] == blocks.tokens["top1_id"]).mean() > 0.99
+    assert (fused.tokens["rank"] == blocks.tokens["rank"]).mean() > 0.98
+
+
+def test_a_batch_is_one_call_with_the_threads_asked_for(
+    tiny_runner: Any, sources: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    real = xentrs.linear_row_stats
+
+    def listening(*arguments: Any, **options: Any) -> xentrs.RowStats:
+        calls.append((len(arguments[0]), options["num_threads"]))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(xentrs, "linear_row_stats", listening)
+    monkeypatch.setattr("xentrs.corpus.score.BLOCK_BYTES", 4 * 320 * 7)
+    settings = replace(resolve_settings(tiny_runner), num_threads=2)
+    _, columns = scored(tiny_runner, sources, settings)
+    assert calls == [(columns.scored.sum(), 2)]
+    _, other = scored(tiny_runner, sources, replace(settings, num_threads=1))
+    np.testing.assert_array_equal(columns.tokens["nll"], other.tokens["nll"])
+
+
+def test_protocol_names_what_multiplies_the_head(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for dtype in ("float32", "bfloat16"):
+        runner: Any = load_model(str(tiny_model), dtype=dtype)
+        hidden = runner.hidden_states(np.zeros((1, 4), dtype=np.int64))
+        isa = xentrs.linear_row_stats(hidden, runner.head.weight).isa
+        assert protocol_block(runner, resolve_settings(runner))["isa"] == isa
+    monkeypatch.setattr(type(runner), "head", None)
+    assert protocol_block(runner, resolve_settings(runner))["isa"] == xentrs.isa()
+
+
 def test_block_size_changes_counts_nowhere(
     tiny_runner: Any, sources: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(type(tiny_runner), "head", None)
     settings = resolve_settings(tiny_runner)
     _, one = scored(tiny_runner, sources, settings)
     monkeypatch.setattr("xentrs.corpus.score.BLOCK_BYTES", 4 * 320 * 7)
@@ -217,9 +281,12 @@ def test_model_whose_head_is_unknown_gives_the_same_scores(
     tiny_model: Path, sources: list[Any], monkeypatch: pytest.MonkeyPatch, tiny_runner: Any
 ) -> None:
     settings = resolve_settings(tiny_runner)
+    assert tiny_runner.notices == []
     _, known = scored(tiny_runner, sources, settings)
     monkeypatch.setattr("xentrs.models.hf.find_head", lambda *arguments: None)
     runner: Any = load_model(str(tiny_model), dtype="float32")
     runner.prepare()
+    assert runner.head is None
+    assert "is not understood; full logits are computed" in runner.notices[0]
     _, unknown = scored(runner, sources, settings)
     np.testing.assert_allclose(known.tokens["nll"], unknown.tokens["nll"], rtol=0, atol=1e-5)

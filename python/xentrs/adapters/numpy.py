@@ -43,9 +43,10 @@ def lend(values: Any, name: str) -> Lent:
 
 
 def check_axes(shape: tuple[int, ...], name: str) -> None:
-    """Raises ShapeError for a single number: the last axis is the vocabulary."""
+    """Raises ShapeError for a single number: the last axis is the vocabulary, or the width of a head."""
     if not shape:
-        raise ShapeError(f"{name} is 0-dimensional, expected shape (..., vocab)")
+        last = "width" if name.endswith(("hidden", "weight")) else "vocab"
+        raise ShapeError(f"{name} is 0-dimensional, expected shape (..., {last})")
 
 
 def promote(lent: Lent, element: str) -> Lent:

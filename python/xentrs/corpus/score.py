@@ -1,14 +1,14 @@
-"""One part through the model: hidden states, logits in row blocks, row statistics, columns.
+"""One part through the model: hidden states, row statistics, columns.
 
 In: a `Part`, a `Runner`, `Settings`. Out: `PartColumns`, the part's two tables as numpy columns. Rows of
-padding never reach the head, logits exist for one block of rows at a time, and a document's sum is exact
-(`xentrs.Perplexity`).
+padding never reach the head. With a linear head (`Runner.head`) no logits exist; without one, for one block of rows at
+a time. A document's sum is exact (`xentrs.Perplexity`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,8 @@ from xentrs.corpus.parts import EncodedDocument, Part
 from xentrs.corpus.settings import Settings
 from xentrs.models import Runner
 
-# Small enough that the allocator reuses the memory of the last block instead of mapping fresh pages.
+# Of logits, for runners without a linear head. Small enough that the allocator reuses the memory of the last block
+# instead of mapping fresh pages.
 BLOCK_BYTES = 24 << 20
 
 _Column = npt.NDArray[Any]
@@ -71,21 +72,53 @@ def _score_batch(batch: Batch, runner: Runner, settings: Settings, columns: dict
     hidden = runner.hidden_states(batch.input_ids)
     rows = hidden.reshape(-1, hidden.shape[-1])[batch.hidden_index]
     del hidden
-    block = max(1, BLOCK_BYTES // (4 * runner.info.vocab_size))
-    for first in range(0, len(batch.targets), block):
-        logits = runner.logits(rows[first : first + block])
-        targets = batch.targets[first : first + block]
-        stats = xentrs.row_stats(logits, targets, num_threads=settings.num_threads)
+    for block, stats in runner_row_stats(runner, rows, batch.targets, settings.num_threads):
+        index = batch.token_index[block]
+        for name, values in _statistics(stats).items():
+            columns[name][index] = np.asarray(values)
+
+
+def runner_row_stats(
+    runner: Runner, hidden_rows: Any, targets: npt.NDArray[np.int64], num_threads: int | None
+) -> Iterator[tuple[slice, xentrs.RowStats]]:
+    """Statistics of hidden rows, and which rows they are: all at once and without logits where the runner has a linear
+    head, else from blocks of logits.
+    """
+    if (head := runner.head) is not None:
+        yield (
+            slice(0, len(targets)),
+            xentrs.linear_row_stats(
+                hidden_rows,
+                head.weight,
+                targets,
+                bias=head.bias,
+                logit_scale=head.logit_scale,
+                softcap=head.softcap,
+                num_threads=num_threads,
+            ),
+        )
+        return
+    count = max(1, BLOCK_BYTES // (4 * runner.info.vocab_size))
+    for first in range(0, len(targets), count):
+        block = slice(first, first + count)
+        logits = runner.logits(hidden_rows[block])
+        stats = xentrs.row_stats(logits, targets[block], num_threads=num_threads)
         del logits
-        index = batch.token_index[first : first + block]
-        columns["nll"][index] = stats.nll
-        columns["entropy"][index] = stats.entropy
-        columns["varentropy"][index] = stats.varentropy
-        columns["rank"][index] = stats.rank
-        columns["ties"][index] = stats.ties
-        columns["top1_id"][index] = stats.argmax
-        columns["top1_log_prob"][index] = stats.max_log_prob
-        columns["flags"][index] = stats.flags
+        yield block, stats
+
+
+def _statistics(stats: xentrs.RowStats) -> dict[str, Any]:
+    """What of them is kept, by column name."""
+    return {
+        "nll": stats.nll,
+        "entropy": stats.entropy,
+        "varentropy": stats.varentropy,
+        "rank": stats.rank,
+        "ties": stats.ties,
+        "top1_id": stats.argmax,
+        "top1_log_prob": stats.max_log_prob,
+        "flags": stats.flags,
+    }
 
 
 def _empty_statistics(token_count: int) -> dict[str, _Column]:

@@ -114,6 +114,6 @@ def protocol_block(runner: Runner, settings: Settings) -> dict[str, Any]:
         "batch_tokens": settings.batch_tokens,
         "xentrs_version": xentrs.__version__,
         "numerics_version": xentrs.numerics_version,
-        "isa": xentrs.isa(),
+        "isa": xentrs.isa() if runner.head is None else runner.head.isa,
         **{f"{name}_version": version for name, version in sorted(info.libraries.items())},
     }

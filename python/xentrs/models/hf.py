@@ -1,8 +1,8 @@
 """The transformers runner: a model loaded from a folder, an import or the Hub.
 
 In: a name and options. Out: a `Runner` over torch. Weights are read from safetensors only, code that comes
-with a model is never run, and nothing is fetched for a folder. The head runs in row blocks
-(head_torch.py); a model whose head is not understood runs whole, one window at a time.
+with a model is never run, and nothing is fetched for a folder. A head that is understood (head_torch.py) is offered as
+it is, so that no logits need exist; a model whose head is not understood runs whole, one window at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import transformers
 from xentrs.models.catalog import ModelSource, resolve_model
 from xentrs.models.head_torch import Head, find_head
 from xentrs.models.identity import folder_sha256
-from xentrs.models.runner import FloatArray, IntArray, ModelError, ModelInfo
+from xentrs.models.runner import FloatArray, IntArray, LinearHead, ModelError, ModelInfo
 from xentrs.models.tokenizer import FastTextEncoder
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -70,8 +70,13 @@ class TransformersRunner:
         self.info = info
         self.notices: list[str] = []
         self.max_batch_windows: int | None = None
-        self.head: Head | None = None
+        self._head: Head | None = None
         self._prepared = False
+
+    @property
+    def head(self) -> LinearHead | None:
+        """The head where the kernels can read it: understood, and on the CPU."""
+        return self._head if self._head is not None and self._head.on_cpu else None
 
     @torch.inference_mode()
     def prepare(self) -> None:
@@ -86,8 +91,8 @@ class TransformersRunner:
         if body is not self.model:
             hidden = getattr(body(input_ids=ids, use_cache=False), "last_hidden_state", None)
             if hidden is not None:
-                self.head = find_head(self.model, hidden, expected)
-        if self.head is None:
+                self._head = find_head(self.model, hidden, expected)
+        if self._head is None:
             self.max_batch_windows = 1
             self.notices.append(
                 f"{self.info.name}: the head of {type(self.model).__name__} is not understood; "
@@ -107,24 +112,26 @@ class TransformersRunner:
 
     @torch.inference_mode()
     def hidden_states(self, input_ids: IntArray, attention_mask: IntArray | None = None) -> torch.Tensor:
-        """`(batch, length)` ids to `(batch, length, width)`; full logits where the head is not understood."""
+        """`(batch, length)` ids to `(batch, length, width)`, float64 for float32 models on the CPU (head_torch.py says
+        why); full logits where the head is not understood.
+        """
         self.prepare()
         ids = torch.from_numpy(np.ascontiguousarray(input_ids)).to(self.info.device)
         # Right padding needs no mask in a causal model; without one torch takes its faster causal attention.
         mask = None if attention_mask is None else torch.from_numpy(attention_mask).to(self.info.device)
-        if self.head is None:
+        if self._head is None:
             full: torch.Tensor = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
             return full
         hidden: torch.Tensor = self.model.base_model(
             input_ids=ids, attention_mask=mask, use_cache=False
         ).last_hidden_state
-        return hidden
+        return self._head.operand(hidden)
 
     @torch.inference_mode()
     def logits(self, hidden_rows: torch.Tensor) -> FloatArray:
-        """`(rows, width)` to `(rows, vocab)` float32 on the CPU."""
+        """`(rows, width)` to `(rows, vocab)` float32 on the CPU; no need of it where there is a `head`."""
         self.prepare()
-        logits = hidden_rows.float() if self.head is None else self.head.logits(hidden_rows)
+        logits = hidden_rows.float() if self._head is None else self._head.logits(hidden_rows)
         array: FloatArray = logits.cpu().numpy()
         return array
 

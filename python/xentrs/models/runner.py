@@ -1,8 +1,8 @@
 """What a back end has to offer so that a corpus can be scored with it.
 
-In: nothing. Out: the protocols `Runner` (two steps: hidden states, logits) and `TextEncoder`, and the plain
-data they exchange. No torch here: hidden states are opaque to the callers, who only reshape, index and hand
-them back.
+In: nothing. Out: the protocols `Runner` (hidden states, and either a linear head or rows of logits) and
+`TextEncoder`, and the plain data they exchange. No torch here: hidden states are opaque to the callers, who only
+reshape, index and hand them on.
 """
 
 from __future__ import annotations
@@ -53,6 +53,17 @@ class EncodedText:
     byte_count: int
 
 
+@dataclass(frozen=True, eq=False)
+class LinearHead:
+    """z = softcap(logit_scale * (hidden . weight + bias)), as `xentrs.linear_row_stats` takes it."""
+
+    weight: Any  # (vocab, width), any array or PackedHead that it takes
+    bias: Any = None  # (vocab,)
+    logit_scale: float = 1.0
+    softcap: float | None = None
+    isa: str = ""  # what its products with this model's hidden states are made with
+
+
 class TextEncoder(Protocol):
     """Texts to token ids, without special tokens."""
 
@@ -71,7 +82,10 @@ class TextEncoder(Protocol):
 
 
 class Runner(Protocol):
-    """A causal model cut in two: the body, and the head that turns hidden states into logits."""
+    """A causal model cut in two: the body, and the head that turns hidden states into logits.
+
+    Where `head` is there the logits need never exist; `logits` is for back ends and models that have no such head.
+    """
 
     @property
     def info(self) -> ModelInfo: ...
@@ -87,12 +101,19 @@ class Runner(Protocol):
         """What a user should be told once, before scoring."""
         ...
 
+    @property
+    def head(self) -> LinearHead | None:
+        """The head for `xentrs.linear_row_stats`, known after `prepare`; None: only `logits` gives them."""
+        ...
+
     def prepare(self) -> None:
         """Check that the model is causal and its head understood; raises `ModelError`."""
         ...
 
     def hidden_states(self, input_ids: IntArray, attention_mask: IntArray | None = None) -> Any:
-        """`(batch, length)` ids to `(batch, length, width)`; without a mask, padding stands on the right."""
+        """`(batch, length)` ids to `(batch, length, width)`, in the type that the head takes; without a mask, padding
+        stands on the right.
+        """
         ...
 
     def logits(self, hidden_rows: Any) -> FloatArray:

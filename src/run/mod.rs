@@ -3,9 +3,15 @@
 //! Threads come from our own pool, keyed by process id: a pool does not survive `fork`, so a child builds its own and
 //! leaves the parent's alone. No lock is held while work runs, and the waiting thread asks now and then whether to stop.
 
+mod heads;
+mod lent;
+
+pub(crate) use heads::HeadRows;
+pub(crate) use lent::LentRows;
+
 use crate::error::Error;
-use crate::plan::{Plan, Unit};
-use crate::simd::with_default_control;
+use crate::input::RowView;
+use crate::simd::{Element, with_default_control};
 use arc_swap::ArcSwapOption;
 use rayon::ThreadPool;
 use std::ops::Range;
@@ -112,8 +118,9 @@ fn pool(threads: usize) -> Result<Arc<ThreadPool>, Error> {
     Ok(built)
 }
 
-/// Work on rows that can be cut at leaf borders: read, append in column order, write.
-pub(crate) trait RowWork: Sync {
+/// Work on rows that can be cut at leaf borders: read, append in column order, write. A row has `SIDES` views: one of
+/// logits, or one of each of two models.
+pub(crate) trait RowWork<E: Element, const SIDES: usize>: Sync {
     /// Buffers of one thread.
     type Scratch;
     /// What has been read of one row.
@@ -123,52 +130,48 @@ pub(crate) trait RowWork: Sync {
 
     fn scratch(&self) -> Self::Scratch;
     fn partial(&self) -> Self::Partial;
-    /// Reads some leaves of a row into an empty partial.
-    fn read(&self, row: usize, leaves: Range<usize>, scratch: &mut Self::Scratch, partial: &mut Self::Partial);
+    /// Whether the row is read at all.
+    fn reads(&self, _row: usize) -> bool {
+        true
+    }
+    /// The row's target, whose logit `read` is told.
+    fn target(&self, _row: usize) -> Option<usize> {
+        None
+    }
+    /// Reads some leaves of a row into what has been read of it. Only these leaves may be touched.
+    fn read(
+        &self,
+        row: RowIn<'_, E, SIDES>,
+        leaves: Range<usize>,
+        scratch: &mut Self::Scratch,
+        partial: &mut Self::Partial,
+    );
     fn append(&self, partial: &mut Self::Partial, following: &Self::Partial);
     fn clear(&self, partial: &mut Self::Partial);
-    /// Finishes a row into place number `index` of the slots.
+    /// Finishes a row into place number `index` of the slots. A row that is not read has an empty partial.
     fn write(&self, row: usize, partial: &Self::Partial, slots: &mut Self::Slots, index: usize);
 }
 
-/// Runs `work` over all rows. `slots` gives the places for so many rows at a time, in row order.
-pub(crate) fn rows<W: RowWork>(
-    plan: &Plan,
-    row_count: usize,
-    leaf_count: usize,
-    work: &W,
-    slots: impl FnOnce(usize) -> Vec<W::Slots>,
-    interrupt: Interrupt<'_>,
-) -> Result<(), Error> {
-    with_default_control(|| match plan.unit {
-        Unit::Rows(size) => {
-            let units = slots(size).into_iter().enumerate();
-            let scratch = || (work.scratch(), work.partial());
-            let run = |(scratch, partial): &mut (W::Scratch, W::Partial), (unit, mut slots): (usize, W::Slots)| {
-                let first = unit * size;
-                for row in first..row_count.min(first + size) {
-                    work.clear(partial);
-                    work.read(row, 0..leaf_count, scratch, partial);
-                    work.write(row, partial, &mut slots, row - first);
-                }
-            };
-            for_each(plan.threads, units, scratch, run, interrupt)
-        }
-        Unit::Leaves(size) => {
-            let pieces = leaf_count.div_ceil(size);
-            let mut partials: Vec<W::Partial> = (0..row_count * pieces).map(|_| work.partial()).collect();
-            let units = partials.iter_mut().enumerate();
-            let run = |scratch: &mut W::Scratch, (unit, partial): (usize, &mut W::Partial)| {
-                let first = unit % pieces * size;
-                work.read(unit / pieces, first..leaf_count.min(first + size), scratch, partial);
-            };
-            for_each(plan.threads, units, || work.scratch(), run, interrupt)?;
-            for ((row, parts), mut slots) in partials.chunks_mut(pieces).enumerate().zip(slots(1)) {
-                let (whole, following) = parts.split_first_mut().expect("a row has at least one leaf here");
-                following.iter().for_each(|part| work.append(whole, part));
-                work.write(row, whole, &mut slots, 0);
-            }
-            Ok(())
-        }
-    })
+/// A row as `read` gets it.
+#[derive(Clone, Copy)]
+pub(crate) struct RowIn<'v, E: Element, const SIDES: usize> {
+    pub(crate) index: usize,
+    pub(crate) views: [RowView<'v, E>; SIDES],
+    /// The target's logit on the first side.
+    pub(crate) target_logit: Option<E::Compute>,
+}
+
+/// Where rows come from: lent memory, or products of hidden states and heads.
+pub(crate) trait Source<E: Element, const SIDES: usize>: Sync {
+    fn rows(&self) -> usize;
+    fn vocab(&self) -> usize;
+    /// Runs `work` over all rows. `slots` gives the places for so many rows at a time, in row order.
+    fn run<W: RowWork<E, SIDES>>(
+        &self,
+        work: &W,
+        slots: impl FnOnce(usize) -> Vec<W::Slots>,
+        interrupt: Interrupt<'_>,
+    ) -> Result<(), Error>;
+    /// The logits of one row of the first side, for the message of an error.
+    fn logits(&self, row: usize) -> Vec<f64>;
 }

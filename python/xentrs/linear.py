@@ -1,0 +1,269 @@
+"""Hidden states and a head in, statistics out: the logits never exist.
+
+z = softcap(logit_scale * (hidden . weight + bias)) / temperature. bfloat16 times bfloat16 is multiplied in tiles of
+bfloat16 where the machine has them (AMX, AVX512-BF16), float64 in float64, every other pair in float32; sums are
+float32 and never rounded to 16 bits. A row has the same bits whatever the other rows are and however many threads run.
+The method is that of "Cut Your Losses in Large-Vocabulary Language Models" (arXiv 2411.09009), for CPUs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from xentrs import _xentrs
+from xentrs.arguments import Reduction, check_count, check_reduction, reduce, settings
+from xentrs.divergences import finish_divergence
+from xentrs.errors import DTypeError, ShapeError
+from xentrs.heads import LossCall, check_filter, lend_side
+from xentrs.results import RowStats, wrap_row_stats
+
+
+def linear_row_stats(
+    hidden: Any,
+    weight: Any,
+    targets: Any = None,
+    *,
+    bias: Any = None,
+    logit_scale: float = 1.0,
+    shift: int = 0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    top_k: int = 0,
+    ignore_index: int = -100,
+    vocab_size: int | None = None,
+    strict: bool = False,
+    num_threads: int | None = None,
+) -> RowStats:
+    """Computes every statistic of `row_stats` for the logits of a head, without the logits: a few MiB for each thread,
+    whatever the number of rows.
+
+    Args:
+        hidden: `(..., width)`, float32, float16, bfloat16 or float64; any strides, never copied as a whole.
+        weight: `(vocab, width)` of any of these types, or a `PackedHead`.
+        targets: class ids, shape `hidden.shape[:-1]`. Rows to ignore cost nothing.
+        bias: one for each row of the weights, `(vocab,)`.
+        logit_scale: multiplies `hidden . weight + bias`, as Cohere has it; its inverse is Granite's `logits_scaling`.
+        softcap: `softcap * tanh(logits / softcap)` after the factor, before the temperature, as Gemma 2 does.
+        vocab_size: rows of the weights from this one on are padding and left out.
+        shift, temperature, top_k, ignore_index, strict, num_threads: as in `row_stats`.
+
+    Returns:
+        Arrays of shape `hidden.shape[:-1]`, with `shift` one shorter on the last axis; `isa` names what the products
+        were made with: scalar, avx2, avx512, avx512bf16 or amx.
+
+    Raises:
+        ShapeError, DTypeError, TargetError, ParamError, NonFiniteError (with `strict`).
+
+    Example:
+        >>> import numpy as np, xentrs
+        >>> hidden, weight = np.array([[1.0, 2.0]], dtype=np.float32), np.eye(3, 2, dtype=np.float32)
+        >>> stats = xentrs.linear_row_stats(hidden, weight, np.array([1]))
+        >>> round(float(stats.nll[0]), 6), int(stats.rank[0])
+        (0.407606, 1)
+    """
+    adapter, side, ids, shape = lend_side(hidden, weight, targets, shift, bias, logit_scale, softcap, vocab_size)
+    columns = _xentrs.linear_row_stats(
+        side,
+        ids,
+        settings(ignore_index, temperature, None, None, num_threads),
+        all=True,
+        top_k=check_count(top_k, "top_k"),
+        strict=strict,
+    )
+    return wrap_row_stats(columns, shape, top_k, adapter)
+
+
+def linear_cross_entropy(
+    hidden: Any,
+    weight: Any,
+    targets: Any,
+    *,
+    bias: Any = None,
+    reduction: Reduction = "mean",
+    logit_scale: float = 1.0,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    shift: int = 0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    vocab_size: int | None = None,
+    filter_eps: float | Literal["auto"] | None = None,
+    order_vocabulary: bool = False,
+    num_threads: int | None = None,
+) -> Any:
+    """Computes the cross-entropy of `cross_entropy` for the logits of a head, without the logits. With torch tensors it
+    has a backward, which makes the logits again, 512 columns of the vocabulary at a time: beyond the gradients it takes
+    4 bytes for each number of `hidden`, twice the bytes of `hidden`, and 1 KiB for each row. Its bits do not depend on
+    threads. A second derivative raises.
+
+    Args:
+        hidden, weight, bias, logit_scale, softcap, vocab_size: as in `linear_row_stats`.
+        targets: `hidden.shape[:-1]`.
+        reduction, label_smoothing, z_loss, ignore_index, shift, temperature, num_threads: as in `cross_entropy`.
+
+        filter_eps: the backward leaves out blocks of up to 128 rows and 64 columns where every |softmax - target| is
+            below this; None leaves out nothing, "auto" takes the paper's `finfo(hidden.dtype).eps / 32`.
+        order_vocabulary: the backward takes the vocabulary by falling mean logit, so that the filter finds more.
+
+    Returns:
+        Nats. float64 for numpy arrays; for torch tensors float32, or float64 where `hidden` or `weight` is.
+
+    Raises:
+        ShapeError, DTypeError, TargetError, ParamError.
+
+    Example:
+        >>> import numpy as np, xentrs
+        >>> hidden, weight = np.zeros((2, 4), dtype=np.float32), np.ones((8, 4), dtype=np.float32)
+        >>> float(xentrs.linear_cross_entropy(hidden, weight, np.array([0, 7])).round(6))  # ln 8
+        2.079442
+    """
+    check_reduction(reduction)
+    if targets is None:
+        raise DTypeError("targets is None, expected class ids")
+    has_backward = hasattr(hidden, "detach")
+    plain = [value.detach() if has_backward and hasattr(value, "detach") else value for value in (hidden, weight, bias)]
+    adapter, side, ids, shape = lend_side(
+        plain[0], plain[1], targets, shift, plain[2], logit_scale, softcap, vocab_size
+    )
+    call = LossCall(
+        side=side,
+        ids=ids,
+        settings=settings(ignore_index, temperature, None, None, num_threads),
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        reduction=reduction,
+        filter_eps=None if filter_eps is None else check_filter(filter_eps, side["hidden_element"]),
+        orders_vocabulary=bool(order_vocabulary),
+    )
+    if has_backward:
+        from xentrs import linear_torch
+
+        return linear_torch.cross_entropy(hidden, weight, bias, call, shape)
+    return reduce(call.forward(), reduction, shape, adapter)
+
+
+def linear_expected_embedding(
+    hidden: Any,
+    weight: Any,
+    *,
+    bias: Any = None,
+    logit_scale: float = 1.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    vocab_size: int | None = None,
+    num_threads: int | None = None,
+) -> Any:
+    """Computes sum_v p_v weight_v of each row, p the softmax of its logits, in one pass over the head and without the
+    logits. For a plain head it is the gradient of the log-sum-exp with respect to the hidden state; EMO
+    (arXiv 2310.04691) compares it with the target's embedding.
+
+    Args:
+        hidden, weight, bias, logit_scale, temperature, softcap, vocab_size, num_threads: as in `linear_row_stats`.
+
+    Returns:
+        float64, the shape of `hidden`. bfloat16 tiles take p as the sum of two bfloat16, 16 bits of it.
+
+    Raises:
+        ShapeError, DTypeError, ParamError.
+
+    Example:
+        >>> import numpy as np, xentrs
+        >>> xentrs.linear_expected_embedding(np.zeros((1, 2)), np.array([[1.0, 0.0], [3.0, 4.0]]))
+        array([[2., 2.]])
+    """
+    adapter, side, _, shape = lend_side(hidden, weight, None, 0, bias, logit_scale, softcap, vocab_size)
+    values = _xentrs.linear_expected_embedding(side, temperature=temperature, num_threads=num_threads)
+    return adapter.wrap(values.reshape(*shape, side["hidden"].shape[-1]))
+
+
+def linear_target_logits(
+    hidden: Any,
+    weight: Any,
+    targets: Any,
+    *,
+    start_column: int = 0,
+    bias: Any = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    num_threads: int | None = None,
+) -> Any:
+    """Computes the logits of the targets alone, those that lie in this shard of a head: what `RowStatsState` needs as
+    `target_logits` for rank and ties, with the bits that `update_linear` gives them.
+
+    Args:
+        hidden: `(..., width)`.
+        weight: `(columns, width)`, the rows of the head from `start_column` on, or a `PackedHead`.
+        targets: ids in the whole vocabulary, shape `hidden.shape[:-1]`.
+        bias, logit_scale, softcap, num_threads: as in `linear_row_stats`.
+
+    Returns:
+        float64, shape `hidden.shape[:-1]`; NaN where the target lies in another shard.
+
+    Raises:
+        ShapeError, DTypeError, ParamError.
+
+    Example:
+        >>> import numpy as np, xentrs
+        >>> hidden, weight = np.array([[1.0], [2.0]]), np.array([[3.0], [5.0]])
+        >>> xentrs.linear_target_logits(hidden, weight, np.array([7, 1]), start_column=6)
+        array([ 5., nan])
+    """
+    adapter, side, ids, shape = lend_side(hidden, weight, targets, 0, bias, logit_scale, softcap, None)
+    columns = weight.shape[0]
+    start = check_count(start_column, "start_column")
+    inside = (ids >= start) & (ids < start + columns)
+    local = np.where(inside, ids.astype(np.int64) - start, -100)
+    logits = _xentrs.linear_target_logits(side, local, num_threads=num_threads)
+    return adapter.wrap(logits.reshape(shape))
+
+
+def linear_kl_divergence(
+    p_hidden: Any,
+    p_weight: Any,
+    q_hidden: Any,
+    q_weight: Any,
+    *,
+    p_bias: Any = None,
+    q_bias: Any = None,
+    p_logit_scale: float = 1.0,
+    q_logit_scale: float = 1.0,
+    p_softcap: float | None = None,
+    q_softcap: float | None = None,
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+    reduction: Reduction = "none",
+    return_flags: bool = False,
+    num_threads: int | None = None,
+) -> Any:
+    """Computes KL(p||q) = sum p ln(p / q) of two models over one vocabulary, without the logits of either.
+
+    Args:
+        p_hidden, q_hidden: `(..., width)` each; the rows are the same tokens, the widths and types may differ.
+        p_weight, q_weight: `(vocab, width)` each, or `PackedHead`.
+        p_bias, q_bias, p_logit_scale, q_logit_scale, p_softcap, q_softcap: as in `linear_row_stats`, for each model.
+        temperature, reduction, return_flags, num_threads: as in `kl_divergence`.
+        vocab_size: as in `linear_row_stats`, for both.
+
+    Returns:
+        float64 in nats, shape `p_hidden.shape[:-1]` with "none".
+
+    Raises:
+        ShapeError, DTypeError, ParamError.
+
+    Example:
+        >>> import numpy as np, xentrs
+        >>> p_hidden, q_hidden = np.array([[0.0, 1.0]]), np.array([[1.0]])
+        >>> p_weight, q_weight = np.eye(2), np.array([[1.0], [1.0]])
+        >>> float(xentrs.linear_kl_divergence(p_hidden, p_weight, q_hidden, q_weight)[0].round(6))
+        0.110944
+    """
+    check_reduction(reduction)
+    adapter, p, _, shape = lend_side(p_hidden, p_weight, None, 0, p_bias, p_logit_scale, p_softcap, vocab_size, "p_")
+    _, q, _, q_shape = lend_side(q_hidden, q_weight, None, 0, q_bias, q_logit_scale, q_softcap, vocab_size, "q_")
+    if shape != q_shape:
+        raise ShapeError(f"q_hidden has rows {q_shape}, expected {shape} as p_hidden has")
+    values, flags = _xentrs.linear_kl_divergence(p, q, temperature=temperature, num_threads=num_threads)
+    return finish_divergence(values, flags, shape, adapter, reduction, return_flags)
