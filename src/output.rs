@@ -128,7 +128,7 @@ macro_rules! row_columns {
             pub top_k: usize,
             /// Rows with a target that is not ignored.
             pub token_count: u64,
-            /// Instruction set or tile class, see [`Isa`](crate::Isa); empty where states were merged.
+            /// Instruction set or tile class, see [`Isa`](crate::Isa); empty from a state.
             pub isa: &'static str,
         }
 

@@ -104,7 +104,7 @@ pub struct HeadPlan {
     pub leaves: usize,
 }
 
-/// Rows of a unit: their logits over one leaf take 2 MiB, and packing the weights a twentieth of the time.
+/// Rows of a unit: their logits over one leaf take 4 MiB of float32, and packing the weights a fortieth of the time.
 const HEAD_ROWS: usize = 256;
 /// A thread is woken for at least so many products.
 const HEAD_PRODUCTS: usize = 1 << 20;

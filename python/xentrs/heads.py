@@ -12,8 +12,8 @@ from xentrs.errors import DTypeError, ParamError, ShapeError
 
 
 class PackedHead:
-    """A head's weights in tile order, packed once and used with many batches; calls that take it skip the packing, a
-    twentieth of the time of a batch of 128 rows and most of that of a single row.
+    """A head's weights in tile order, packed once and used with many batches; calls that take it skip the
+    packing, which for a few rows is most of the time.
 
     Holds a copy of its own: as many bytes as the weights with rows padded to 16, float16 as float32 (twice the bytes),
     bfloat16 with the width padded to 32; a width of 0 counts as 1. `byte_count` tells.

@@ -99,7 +99,7 @@ class RowStats:
     token_count: int
     """Rows with a target that is not ignored."""
     isa: str
-    """What computed it: scalar, avx2, avx512, or the head's tile class avx512bf16 or amx; empty for merged states."""
+    """What computed it: scalar, avx2, avx512, or the head's tile class avx512bf16 or amx; empty from a state."""
     _totals: PerplexityResult
 
     @property

@@ -18,9 +18,16 @@ def test_readme_examples() -> None:
     assert failed == 0
 
 
-@pytest.mark.parametrize("name", ["xentrs.functional", "xentrs.metrics"])
+@pytest.mark.parametrize("name", ["xentrs.functional", "xentrs.metrics", "xentrs.heads", "xentrs.linear"])
 def test_docstring_examples(name: str) -> None:
     """Each public function and class shows one example."""
     failed, tried = doctest.testmod(importlib.import_module(name))
     assert tried >= 3
+    assert failed == 0
+
+
+def test_guide_to_heads() -> None:
+    """The examples of the guide run too."""
+    failed, tried = doctest.testfile(str(README.parent / "docs" / "linear.md"), module_relative=False)
+    assert tried >= 5
     assert failed == 0

@@ -351,7 +351,7 @@ def test_filter_leaves_out_blocks(rows: int, ordered: bool) -> None:
     hidden, weight, bias, targets = given = peaked(rows, 5, 1000)
     targets[::7] = -100
     counted = (targets != -100).nonzero()[:, 0]
-    block = -(-min(max(len(counted) // 8, 32), 128) // 32) * 32
+    block = -(-min(max(len(counted) // 4, 32), 128) // 32) * 32
     derivatives = logits_of(hidden, weight, bias)[counted].softmax(-1)
     derivatives[torch.arange(len(counted)), targets[counted]] -= 1
     columns = torch.arange(1000)

