@@ -96,8 +96,8 @@ def linear_cross_entropy(
 ) -> Any:
     """Computes the cross-entropy of `cross_entropy` for the logits of a head, without the logits. With torch tensors it
     has a backward, which makes the logits again, 512 columns of the vocabulary at a time: beyond the gradients it takes
-    about 4 bytes for each number of `hidden`, a packed copy of `hidden`, and the derivatives of 512 columns of each row.
-    Its bits do not depend on threads. A second derivative raises.
+    about 4 bytes for each number of `hidden`, a packed copy of `hidden`, and the derivatives of 512 columns of each
+    row. Its bits do not depend on threads. A second derivative raises.
 
     Args:
         hidden, weight, bias, logit_scale, softcap, vocab_size: as in `linear_row_stats`.
@@ -105,7 +105,8 @@ def linear_cross_entropy(
         reduction, label_smoothing, z_loss, ignore_index, shift, temperature, num_threads: as in `cross_entropy`.
 
         filter_eps: the backward leaves out blocks of up to 128 rows and 64 columns where every derivative of a row's
-            loss by a logit, |softmax - target| of the plain loss, is below this; None leaves out nothing, "auto" takes the paper's `finfo(hidden.dtype).eps / 32`.
+            loss by a logit, |softmax - target| of the plain loss, is below this; None leaves out nothing, "auto" takes
+            the paper's `finfo(hidden.dtype).eps / 32`.
         order_vocabulary: the backward takes the vocabulary by falling mean logit, so that the filter finds more.
 
     Returns:
