@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # maturin calls pip, which would list every requirement that is there already.
 export PIP_QUIET = 1
 
-.PHONY: help demo test check lint typecheck rust-test python-test test-exhaustive bench bench-check bench-scaling bench-plot bench-kernels wheel build model clean
+.PHONY: help demo test check lint typecheck rust-test python-test test-exhaustive bench bench-check bench-scaling bench-plot bench-kernels bench-head wheel build model clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -68,6 +68,9 @@ bench: build ## row_stats against torch and scipy
 
 bench-check: build ## has a kernel become slower? ratios to the read probe against those kept (1 to 3 minutes)
 	$(BIN)/python benches/check.py
+
+bench-head: build ## the head without logits against torch, forward and backward (half an hour)
+	$(BIN)/python benches/head.py --csv
 
 bench-scaling: build ## speed of one row, few rows and many rows for 1, 2, 4, ... all threads
 	$(BIN)/python benches/scaling.py

@@ -127,6 +127,12 @@ pub(super) fn isa(py: Python<'_>) -> PyResult<&'static str> {
     Isa::current().map(Isa::name).map_err(|error| errors::exception(py, &error))
 }
 
+/// What a head of bfloat16 is multiplied with.
+#[pyfunction]
+pub(super) fn head_isa(py: Python<'_>) -> PyResult<&'static str> {
+    Isa::current().map(Isa::head_name).map_err(|error| errors::exception(py, &error))
+}
+
 #[pyfunction]
 pub(super) fn available_isas() -> Vec<&'static str> {
     Isa::available().into_iter().map(Isa::name).collect()

@@ -15,7 +15,7 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _xentrs {
     #[pymodule_export]
-    use super::functions::{available_isas, isa, num_threads, panic_for_tests, read_probe, row_stats};
+    use super::functions::{available_isas, head_isa, isa, num_threads, panic_for_tests, read_probe, row_stats};
     #[pymodule_export]
     use super::linear::{
         PackedHead, linear_expected_embedding, linear_gradients, linear_kl_divergence, linear_loss, linear_row_stats,

@@ -50,17 +50,19 @@ pub(crate) fn linear_expected_embedding_with(
     }
     let (rows, width) = (projection.rows(), projection.hidden.width());
     let plan = HeadPlan::new(rows, width, projection.vocab(), execution)?;
+    // A row's sums are folded leaf after leaf by one thread, so few rows are shared out in smaller blocks.
+    let block_rows = plan.rows.min(rows.div_ceil(plan.threads)).max(1);
     let mut found =
         ExpectedEmbedding { embedding: try_filled(rows.saturating_mul(width), 0.0)?, lse: try_filled(rows, 0.0)? };
     with_tiles!(projection, plan.isa, |product| {
-        let scratch = || Scratch::new(&product, plan.rows);
+        let scratch = || Scratch::new(&product, block_rows);
         let work = |scratch: &mut Scratch<'_, '_, _>, (unit, (places, lse)): (usize, (&mut [f64], &mut [f64]))| {
-            scratch.run(unit * plan.rows, 1.0 / temperature, places, lse);
+            scratch.run(unit * block_rows, 1.0 / temperature, places, lse);
         };
-        let places = found.embedding.chunks_mut((plan.rows * width).max(1));
+        let places = found.embedding.chunks_mut((block_rows * width).max(1));
         // Without a width there are rows and no places.
         let places = places.map(Some).chain(std::iter::repeat_with(|| None)).map(Option::unwrap_or_default);
-        let units = places.zip(found.lse.chunks_mut(plan.rows)).enumerate();
+        let units = places.zip(found.lse.chunks_mut(block_rows)).enumerate();
         run::for_each(plan.threads, units, scratch, work, interrupt)?;
     });
     Ok(found)

@@ -347,6 +347,7 @@ def test_info(xentrs_command: Command) -> None:
     facts = json.loads(xentrs_command("info", "--json").out)
     assert facts["isa"] in facts["available_isas"]
     assert facts["packages"]["torch"]
+    assert facts["isa_of_bfloat16_heads"] in (facts["isa"], "avx512bf16", "amx")
     assert "isa" in xentrs_command("info").out
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import rich_click as click
 
 import xentrs
+from xentrs import _xentrs
 from xentrs.cli.extras import installed_versions
 from xentrs.models.catalog import cache_folder, imported_models
 
@@ -27,10 +28,10 @@ def info_command(as_json: bool) -> None:
     for name, value in facts.items():
         if isinstance(value, dict):
             for package, version in value.items():
-                click.echo(f"{package:<18}{version or 'not installed'}")
+                click.echo(f"{package:<24}{version or 'not installed'}")
         else:
             shown = ", ".join(value) or "none" if isinstance(value, list) else value
-            click.echo(f"{name.replace('_', ' '):<18}{shown}")
+            click.echo(f"{name.replace('_', ' '):<24}{shown}")
 
 
 def _facts() -> dict[str, Any]:
@@ -38,6 +39,7 @@ def _facts() -> dict[str, Any]:
         "xentrs": xentrs.__version__,
         "numerics_version": xentrs.numerics_version,
         "isa": xentrs.isa(),
+        "isa_of_bfloat16_heads": _xentrs.head_isa(),
         "available_isas": list(xentrs.available_isas()),
         "threads": xentrs.num_threads(),
         "python": platform.python_version(),
