@@ -20,14 +20,14 @@ impl Execution {
         self.isa.map_or_else(Isa::current, Ok)
     }
 
-    /// The instruction set, and the most threads.
-    fn resolve(&self) -> Result<(Isa, usize), Error> {
+    /// The instruction set, and threads for work that `useful` of them could share.
+    fn resolve(&self, useful: usize) -> Result<(Isa, usize), Error> {
         let isa = self.isa()?;
         let most = match self.num_threads.unwrap_or(0) {
-            0 => default_threads()?,
+            0 => default_threads(useful)?,
             count => checked_threads("num_threads", count)?,
         };
-        Ok((isa, most))
+        Ok((isa, most.min(useful).max(1)))
     }
 }
 
@@ -74,10 +74,9 @@ impl Plan {
     /// [`Error::Parameter`] for more than 4,096 threads or an environment variable that is no number; those of
     /// [`Isa::current`].
     pub fn new(rows: usize, vocab: usize, execution: &Execution) -> Result<Self, Error> {
-        let (isa, most) = execution.resolve()?;
         let columns = rows.saturating_mul(vocab);
         let leaves = vocab.div_ceil(LEAF);
-        let threads = most.min(columns.div_ceil(UNIT_COLUMNS / 2)).max(1);
+        let (isa, threads) = execution.resolve(columns.div_ceil(UNIT_COLUMNS / 2))?;
         let wanted_units = threads * UNITS_PER_THREAD;
         let splits_rows = leaves > 1 && (rows < wanted_units && threads > 1 || vocab > LONGEST_UNIT_COLUMNS);
         let unit = if splits_rows {
@@ -115,10 +114,9 @@ impl HeadPlan {
     /// # Errors
     /// As [`Plan::new`].
     pub fn new(rows: usize, width: usize, vocab: usize, execution: &Execution) -> Result<Self, Error> {
-        let (isa, most) = execution.resolve()?;
         let leaf_count = vocab.div_ceil(LEAF);
         let products = rows.saturating_mul(vocab).saturating_mul(width.max(1));
-        let threads = most.min(products.div_ceil(HEAD_PRODUCTS)).max(1);
+        let (isa, threads) = execution.resolve(products.div_ceil(HEAD_PRODUCTS))?;
         let blocks = rows.div_ceil(HEAD_ROWS).max(1);
         let pieces = if blocks >= 2 * threads || threads == 1 { 1 } else { (4 * threads).div_ceil(blocks) };
         Ok(Self {
@@ -130,17 +128,18 @@ impl HeadPlan {
     }
 }
 
-/// Threads of a call that names none: `XENTRS_NUM_THREADS`, else the cores this process may use (affinity and cgroup
-/// quota counted).
+/// Threads of a call that names none and could use so many: `XENTRS_NUM_THREADS`, else the cores this process may use (affinity
+/// and cgroup quota counted). These are not looked at where one thread is enough: it takes longer than a small call.
 ///
 /// # Errors
 /// [`Error::Parameter`] if the variable is not a number from 1 to 4,096.
-pub fn default_threads() -> Result<usize, Error> {
+pub fn default_threads(useful: usize) -> Result<usize, Error> {
     match std::env::var("XENTRS_NUM_THREADS") {
         Ok(text) if !text.is_empty() => {
             let count = text.trim().parse().map_err(|_| thread_error("XENTRS_NUM_THREADS", text.clone()))?;
             checked_threads("XENTRS_NUM_THREADS", count)
         }
+        _ if useful <= 1 => Ok(1),
         _ => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
     }
 }

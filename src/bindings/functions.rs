@@ -140,7 +140,7 @@ pub(super) fn available_isas() -> Vec<&'static str> {
 
 #[pyfunction]
 pub(super) fn num_threads(py: Python<'_>) -> PyResult<usize> {
-    crate::plan::default_threads().map_err(|error| errors::exception(py, &error))
+    crate::plan::default_threads(usize::MAX).map_err(|error| errors::exception(py, &error))
 }
 
 /// Panics inside a call, so that tests see what a panic becomes.
