@@ -1,5 +1,6 @@
 //! The definition: plain float64 loops, readable in one sitting. Every fast path is held to it; nothing fast uses it.
 
+use crate::ops::LossOptions;
 use crate::output::{Flags, RowStats};
 
 /// All statistics of one row. `target` is `None` without one; an ignored row is never given to this function.
@@ -78,4 +79,82 @@ pub fn kl_divergence(p_logits: &[f64], q_logits: &[f64], temperature: f64) -> f6
         let b = log_prob(p_logit, &p) - log_prob(q_logit, &q);
         log_prob(p_logit, &p).exp() * (b + (-b).exp_m1())
     }))
+}
+
+/// ln softmax of each column of a row that has a distribution.
+pub fn log_probs(logits: &[f64], temperature: f64, softcap: Option<f64>) -> Vec<f64> {
+    let cap = |logit: f64| softcap.map_or(logit, |cap| cap * (logit / cap).tanh());
+    let row = row_stats(logits, None, temperature, softcap);
+    logits.iter().map(|&logit| (cap(logit) / temperature - row.max_logit) + row.max_log_prob).collect()
+}
+
+/// What turns a derivative by z into one by the logit.
+fn slope(logit: f64, temperature: f64, softcap: Option<f64>) -> f64 {
+    softcap.map_or(1.0, |cap| 1.0 - (logit / cap).tanh().powi(2)) / temperature
+}
+
+/// The gradient of one row's loss, w_t (1 - e) nll + e / vocab sum_v w_v (lse - z_v) + z_loss lse^2, by its logits.
+pub fn loss_gradient(
+    logits: &[f64],
+    target: usize,
+    settings: &LossOptions<'_>,
+    temperature: f64,
+    softcap: Option<f64>,
+) -> Vec<f64> {
+    let weight = |column: usize| settings.class_weights.map_or(1.0, |weights| weights[column]);
+    let even_share = settings.label_smoothing / logits.len() as f64;
+    let likelihood_share = weight(target) * (1.0 - settings.label_smoothing);
+    let lse = row_stats(logits, None, temperature, softcap).lse;
+    let weight_sum = sum((0..logits.len()).map(weight));
+    let log_probs = log_probs(logits, temperature, softcap);
+    let derivative = |column: usize| {
+        let p = log_probs[column].exp();
+        let of_nll = if column == target { log_probs[column].exp_m1() } else { p };
+        let of_even = weight_sum * p - weight(column);
+        let of_z_loss = 2.0 * lse * p;
+        let by_z = likelihood_share * of_nll + even_share * of_even + settings.z_loss * of_z_loss;
+        by_z * slope(logits[column], temperature, softcap)
+    };
+    (0..logits.len()).map(derivative).collect()
+}
+
+/// The gradient of a row's log-sum-exp: p.
+pub fn logsumexp_gradient(logits: &[f64], temperature: f64, softcap: Option<f64>) -> Vec<f64> {
+    let log_probs = log_probs(logits, temperature, softcap);
+    log_probs.iter().zip(logits).map(|(p, &logit)| p.exp() * slope(logit, temperature, softcap)).collect()
+}
+
+/// The gradient of a row's entropy: -p (ln p + entropy).
+pub fn entropy_gradient(logits: &[f64], temperature: f64, softcap: Option<f64>) -> Vec<f64> {
+    let entropy = row_stats(logits, None, temperature, softcap).entropy;
+    let log_probs = log_probs(logits, temperature, softcap);
+    let derivative = |(log_prob, logit): (&f64, &f64)| {
+        let by_z = if *log_prob == f64::NEG_INFINITY { 0.0 } else { -log_prob.exp() * (log_prob + entropy) };
+        by_z * slope(*logit, temperature, softcap)
+    };
+    log_probs.iter().zip(logits).map(derivative).collect()
+}
+
+/// The gradients of KL(p||q) of two finite rows, by the logits of p and of q.
+pub fn kl_gradients(p_logits: &[f64], q_logits: &[f64], temperature: f64) -> [Vec<f64>; 2] {
+    let divergence = kl_divergence(p_logits, q_logits, temperature);
+    let (p, q) = (log_probs(p_logits, temperature, None), log_probs(q_logits, temperature, None));
+    let pairs = || p.iter().zip(&q);
+    [
+        pairs().map(|(p, q)| p.exp() * (p - q - divergence) / temperature).collect(),
+        pairs().map(|(p, q)| (q.exp() - p.exp()) / temperature).collect(),
+    ]
+}
+
+/// The gradients of the Jensen-Shannon divergence of two finite rows: p (ln(p/m) - KL(p||m)) / 2, m the mean of p and q.
+pub fn js_gradients(p_logits: &[f64], q_logits: &[f64], temperature: f64) -> [Vec<f64>; 2] {
+    let (p, q) = (log_probs(p_logits, temperature, None), log_probs(q_logits, temperature, None));
+    // ln(p/m) = -ln((1 + q/p) / 2)
+    let ratio = |own: f64, other: f64| -((other - own).exp_m1() / 2.0).ln_1p();
+    let of = |own: &[f64], other: &[f64]| -> Vec<f64> {
+        let pairs = || own.iter().zip(other);
+        let divergence = sum(pairs().map(|(&own, &other)| own.exp() * ratio(own, other)));
+        pairs().map(|(&own, &other)| own.exp() * (ratio(own, other) - divergence) / 2.0 / temperature).collect()
+    };
+    [of(&p, &q), of(&q, &p)]
 }

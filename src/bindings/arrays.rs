@@ -6,7 +6,9 @@ use crate::input::{Axis, LogitsView, extent};
 use crate::simd::Element;
 use crate::simd::lent::Lent;
 use half::{bf16, f16};
-use numpy::{PyArrayDescrMethods, PyReadonlyArrayDyn, PyUntypedArray, PyUntypedArrayMethods, prelude::*};
+use numpy::{
+    PyArrayDescrMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArray, PyUntypedArrayMethods, prelude::*,
+};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
@@ -38,6 +40,55 @@ fn readonly<'py, T: numpy::Element>(array: &Bound<'py, PyUntypedArray>) -> PyRes
     }
     let typed = array.cast::<numpy::PyArrayDyn<T>>()?;
     typed.try_readonly().map_err(|error| PyValueError::new_err(format!("logits are in use elsewhere: {error}")))
+}
+
+/// A contiguous array that the caller has made for this call alone, borrowed to be written.
+pub(super) enum LentPlace<'py> {
+    F32(PyReadwriteArrayDyn<'py, f32>),
+    F64(PyReadwriteArrayDyn<'py, f64>),
+    F16(PyReadwriteArrayDyn<'py, f16>),
+    /// The same bits as int16.
+    Bf16(PyReadwriteArrayDyn<'py, i16>),
+}
+
+impl<'py> LentPlace<'py> {
+    pub(super) fn borrow(array: &Bound<'py, PyUntypedArray>, element: &str) -> PyResult<Self> {
+        Ok(match element {
+            f32::NAME => Self::F32(readwrite(array)?),
+            f64::NAME => Self::F64(readwrite(array)?),
+            f16::NAME => Self::F16(readwrite(array)?),
+            bf16::NAME => Self::Bf16(readwrite(array)?),
+            _ => return Err(PyTypeError::new_err(format!("no kernel for elements {element}"))),
+        })
+    }
+
+    /// The numbers, to be written; `E` is the element that the array was borrowed as.
+    pub(super) fn numbers<E: Element>(&mut self) -> PyResult<&mut [E]> {
+        let (name, pointer, count) = match self {
+            Self::F32(array) => raw(f32::NAME, array)?,
+            Self::F64(array) => raw(f64::NAME, array)?,
+            Self::F16(array) => raw(f16::NAME, array)?,
+            Self::Bf16(array) => raw(bf16::NAME, array)?,
+        };
+        assert_eq!(name, E::NAME, "logits and place were borrowed as the same element");
+        // SAFETY: the numbers are contiguous and borrowed for as long as `self` is; an element of that name has the size and
+        // alignment of the numpy type, and any bits are values of both.
+        Ok(unsafe { std::slice::from_raw_parts_mut(pointer.cast(), count) })
+    }
+}
+
+/// Where an array's numbers begin, and how many there are.
+fn raw<T: numpy::Element>(
+    name: &'static str,
+    array: &mut PyReadwriteArrayDyn<'_, T>,
+) -> PyResult<(&'static str, *mut u8, usize)> {
+    let numbers = array.as_slice_mut().map_err(|error| PyValueError::new_err(format!("out: {error}")))?;
+    Ok((name, numbers.as_mut_ptr().cast(), numbers.len()))
+}
+
+fn readwrite<'py, T: numpy::Element>(array: &Bound<'py, PyUntypedArray>) -> PyResult<PyReadwriteArrayDyn<'py, T>> {
+    let typed = array.cast::<numpy::PyArrayDyn<T>>()?;
+    typed.try_readwrite().map_err(|error| PyValueError::new_err(format!("out cannot be written: {error}")))
 }
 
 /// The memory of a borrowed array as logits; the last axis is the vocabulary.

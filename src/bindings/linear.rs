@@ -4,12 +4,12 @@ use super::arrays::{LentLogits, with_logits};
 use super::call::detached;
 use super::errors;
 use super::functions::{TargetIds, execution, wrap};
+use super::gradients::{likelihoods, wrap_gradients};
 use super::losses::{Settings, wrap_loss};
+use super::pairs::{ScaledArrays, wrap_scaled};
 use crate::error::Error;
 use crate::input::{Head, MatrixView, PackedHead as Packed, Weight};
-use crate::ops::{self, GradientOptions, Likelihood, LossOptions, LossTerms, Options, Projection};
-use crate::output::Matrix;
-use half::vec::HalfFloatVecExt;
+use crate::ops::{self, GradientOptions, LossOptions, LossTerms, Options, Projection};
 use numpy::{IntoPyArray, PyReadonlyArray1, PyUntypedArray};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -167,12 +167,12 @@ pub(super) fn linear_kl_divergence<'py>(
     q: Side<'py>,
     temperature: f64,
     num_threads: Option<i64>,
-) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+) -> PyResult<ScaledArrays<'py>> {
     let execution = execution(py, num_threads)?;
     let (p, q) = (p.borrow()?, q.borrow()?);
     let (p, q) = (p.projection(py)?, q.projection(py)?);
     let columns = detached(py, |interrupt| ops::linear_kl_divergence_with(&p, &q, temperature, &execution, interrupt))?;
-    Ok((columns.kl_divergence.into_pyarray(py).into_any(), columns.flags.into_pyarray(py).into_any()))
+    Ok(wrap_scaled(py, columns.kl_divergence, columns.flags, columns.scales))
 }
 
 /// sum_v p_v weight_v of each row, flat.
@@ -211,11 +211,7 @@ pub(super) fn linear_gradients<'py>(
     orders_vocabulary: bool,
 ) -> PyResult<[Option<Bound<'py, PyAny>>; 3]> {
     let options = settings.options(py)?;
-    let likelihood = |row: &[f64; 4]| {
-        let [lse, nll, max_logit, max_log_prob] = *row;
-        Likelihood { lse, nll, max_logit, max_log_prob }
-    };
-    let likelihoods: Vec<Likelihood> = likelihoods.as_slice()?.as_chunks().0.iter().map(likelihood).collect();
+    let likelihoods = self::likelihoods(&likelihoods)?;
     let upstream = upstream.as_slice()?.to_vec();
     let side = side.borrow()?;
     let projection = side.projection(py)?;
@@ -232,18 +228,7 @@ pub(super) fn linear_gradients<'py>(
     let found = detached(py, |interrupt| {
         ops::linear_gradients_with(&projection, &loss, &wanted, &options.execution, interrupt)
     })?;
-    let bias = found.bias.map(|bias| bias.into_pyarray(py).into_any());
-    let [hidden, weight] = [found.hidden, found.weight].map(|found| found.map(|matrix| wrap_matrix(py, matrix)));
-    Ok([hidden, weight, bias])
-}
-
-fn wrap_matrix(py: Python<'_>, matrix: Matrix) -> Bound<'_, PyAny> {
-    match matrix {
-        Matrix::F32(numbers) => numbers.into_pyarray(py).into_any(),
-        Matrix::F64(numbers) => numbers.into_pyarray(py).into_any(),
-        Matrix::F16(numbers) => numbers.into_pyarray(py).into_any(),
-        Matrix::Bf16(numbers) => numbers.reinterpret_into().into_pyarray(py).into_any(),
-    }
+    Ok(wrap_gradients(py, found))
 }
 
 /// The logit of each row's target; NaN where the id is -100.

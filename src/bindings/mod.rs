@@ -5,6 +5,7 @@ mod arrays;
 mod call;
 mod errors;
 mod functions;
+mod gradients;
 mod linear;
 mod losses;
 mod pairs;
@@ -16,6 +17,10 @@ use pyo3::prelude::*;
 mod _xentrs {
     #[pymodule_export]
     use super::functions::{available_isas, head_isa, isa, num_threads, panic_for_tests, read_probe, row_stats};
+    #[pymodule_export]
+    use super::gradients::{
+        entropy_gradient, js_gradients, kl_gradients, linear_kl_gradients, logsumexp_gradient, loss_gradient,
+    };
     #[pymodule_export]
     use super::linear::{
         PackedHead, linear_expected_embedding, linear_gradients, linear_kl_divergence, linear_loss, linear_row_stats,

@@ -29,11 +29,20 @@ macro_rules! with_pair {
     }};
 }
 
+pub(super) use with_pair;
+
 /// Two arrays of float64 and uint8.
 type Arrays<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>);
+/// The same, and the scales that a gradient is made from.
+pub(super) type ScaledArrays<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>, Bound<'py, PyAny>);
 
 fn wrap<'py>(py: Python<'py>, values: Vec<f64>, flags: Vec<u8>) -> Arrays<'py> {
     (values.into_pyarray(py).into_any(), flags.into_pyarray(py).into_any())
+}
+
+pub(super) fn wrap_scaled(py: Python<'_>, values: Vec<f64>, flags: Vec<u8>, scales: Vec<f64>) -> ScaledArrays<'_> {
+    let (values, flags) = wrap(py, values, flags);
+    (values, flags, scales.into_pyarray(py).into_any())
 }
 
 #[pyfunction]
@@ -46,13 +55,13 @@ pub(super) fn kl_divergence<'py>(
     temperature: f64,
     log_probs: bool,
     num_threads: Option<i64>,
-) -> PyResult<Arrays<'py>> {
+) -> PyResult<ScaledArrays<'py>> {
     let execution = execution(py, num_threads)?;
     let (p, q) = (LentLogits::borrow(p_logits, element)?, LentLogits::borrow(q_logits, element)?);
     let columns = with_pair!(&p, &q, |p, q| detached(py, |interrupt| {
         ops::kl_divergence_with(&p?, &q?, temperature, log_probs, &execution, interrupt)
     }))?;
-    Ok(wrap(py, columns.kl_divergence, columns.flags))
+    Ok(wrap_scaled(py, columns.kl_divergence, columns.flags, columns.scales))
 }
 
 #[pyfunction]
@@ -87,13 +96,13 @@ pub(super) fn js_divergence<'py>(
     element: &str,
     temperature: f64,
     num_threads: Option<i64>,
-) -> PyResult<Arrays<'py>> {
+) -> PyResult<ScaledArrays<'py>> {
     let execution = execution(py, num_threads)?;
     let (p, q) = (LentLogits::borrow(p_logits, element)?, LentLogits::borrow(q_logits, element)?);
-    let (values, flags) = with_pair!(&p, &q, |p, q| detached(py, |interrupt| {
+    let columns = with_pair!(&p, &q, |p, q| detached(py, |interrupt| {
         ops::js_divergence_with(&p?, &q?, temperature, &execution, interrupt)
     }))?;
-    Ok(wrap(py, values, flags))
+    Ok(wrap_scaled(py, columns.js_divergence, columns.flags, columns.scales))
 }
 
 #[pyfunction]

@@ -20,7 +20,7 @@ pub trait Logits<F>: Sync {
 }
 
 /// The rows that one thread works on.
-pub trait LogitsBlock<F> {
+pub trait LogitsBlock<F>: Send {
     /// Takes the hidden states of these rows.
     fn load(&mut self, rows: &[usize]);
     /// One logit of each row, with the bits that it has in its leaf.

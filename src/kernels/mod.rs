@@ -5,6 +5,7 @@ pub(crate) mod gradient;
 pub(crate) mod kl;
 pub(crate) mod linear;
 pub(crate) mod pair;
+pub(crate) mod pair_gradient;
 pub(crate) mod probe;
 pub(crate) mod row_stats;
 pub(crate) mod rows;

@@ -9,6 +9,7 @@ use crate::plan::Execution;
 use crate::run::{Interrupt, RowIn, RowWork, Source};
 use crate::simd::{Element, Float, Isa};
 use crate::state::kl::{self, KlLeaf, KlScale};
+use crate::state::pair::{SCALES, Scales};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -20,6 +21,8 @@ pub struct KlColumns {
     pub kl_divergence: Vec<f64>,
     /// Bits of [`Flags`].
     pub flags: Vec<u8>,
+    /// What the gradient is made from, four for each row; NaN where a row has no distribution.
+    pub scales: Vec<f64>,
 }
 
 /// KL(p||q) = sum p ln(p / q) of the softmaxes of each row of two arrays, both at the same temperature, in nats.
@@ -78,10 +81,15 @@ pub(super) fn kl_rows<E: Element>(
         }
         let (value, flags) = kl::finish(leaves, &scale)?;
         places[0] = value;
+        if kl::undefined(leaves).is_none() {
+            places[1..].copy_from_slice(&Scales::of(leaves, scale.inverse_temperature).to_array());
+        }
         Ok(flags)
     };
-    let (kl_divergence, flags) = read_leaves(source, temperature, 1, isa, finish, interrupt)?;
-    Ok(KlColumns { kl_divergence, flags })
+    let (values, flags) = read_leaves(source, temperature, 1 + SCALES, isa, finish, interrupt)?;
+    let rows = values.chunks_exact(1 + SCALES);
+    let scales = rows.clone().flat_map(|row| &row[1..]).copied().collect();
+    Ok(KlColumns { kl_divergence: rows.map(|row| row[0]).collect(), flags, scales })
 }
 
 /// Runs `finish` on the leaves of each pair of rows; it writes `width` values.

@@ -133,7 +133,7 @@ fn total(values: impl Iterator<Item = f64>) -> f64 {
     sum.compute().nll_sum
 }
 
-fn target_weight(settings: &LossOptions<'_>, targets: &Targets, row: usize) -> f64 {
+pub(super) fn target_weight(settings: &LossOptions<'_>, targets: &Targets, row: usize) -> f64 {
     match (settings.class_weights, targets.column(row)) {
         (Some(weights), Some(column)) => weights[column],
         _ => 1.0,
@@ -193,7 +193,7 @@ fn smoothed<E: Element>(
 }
 
 /// Weights in the compute type, as whole leaves.
-fn padded<E: Element>(weights: &[f64]) -> Result<Vec<E::Compute>, Error> {
+pub(super) fn padded<E: Element>(weights: &[f64]) -> Result<Vec<E::Compute>, Error> {
     let mut padded = try_filled(weights.len().next_multiple_of(LEAF), E::Compute::ZERO)?;
     for (place, &weight) in padded.iter_mut().zip(weights) {
         *place = E::Compute::from_f64(weight);
@@ -205,7 +205,7 @@ fn leaf_totals(weights: &[f64]) -> Vec<f64> {
     weights.chunks(LEAF).map(|leaf| leaf.iter().sum()).collect()
 }
 
-fn check(settings: &LossOptions<'_>, vocab: usize) -> Result<(), Error> {
+pub(super) fn check(settings: &LossOptions<'_>, vocab: usize) -> Result<(), Error> {
     let fault = |name, value: f64, expected| Err(Error::Parameter { name, value: format!("{value:?}"), expected });
     if !(0.0..=1.0).contains(&settings.label_smoothing) {
         return fault("label_smoothing", settings.label_smoothing, "a number from 0 to 1");

@@ -15,9 +15,15 @@ mod top_k;
 #[cfg(feature = "python")]
 pub(crate) use embedding::linear_expected_embedding_with;
 pub use embedding::{ExpectedEmbedding, linear_expected_embedding};
+pub use gradient::{
+    GradientOptions, Gradients, LossTerms, PairTerms, entropy_gradient, js_gradients, kl_gradients, linear_gradients,
+    linear_kl_gradients, logsumexp_gradient, loss_gradient,
+};
 #[cfg(feature = "python")]
-pub(crate) use gradient::linear_gradients_with;
-pub use gradient::{GradientOptions, Gradients, LossTerms, linear_gradients};
+pub(crate) use gradient::{
+    entropy_gradient_with, js_gradients_with, kl_gradients_with, linear_gradients_with, linear_kl_gradients_with,
+    logsumexp_gradient_with, loss_gradient_with,
+};
 #[cfg(feature = "python")]
 pub(crate) use kl::kl_divergence_with;
 pub use kl::{KlColumns, kl_divergence};
@@ -27,7 +33,7 @@ pub(crate) use linear::{linear_kl_divergence_with, linear_loss_with, linear_scan
 pub use loss::{Likelihood, LossColumns, LossOptions, loss, soft_cross_entropy};
 #[cfg(feature = "python")]
 pub(crate) use loss::{loss_with, soft_cross_entropy_with};
-pub use pair::{DivergenceColumns, divergences, js_divergence};
+pub use pair::{DivergenceColumns, JsColumns, divergences, js_divergence};
 #[cfg(feature = "python")]
 pub(crate) use pair::{divergences_with, js_divergence_with};
 #[cfg(feature = "python")]

@@ -10,7 +10,7 @@ use crate::plan::Execution;
 use crate::run::{Interrupt, RowIn, RowWork, Source};
 use crate::simd::{Element, Isa};
 use crate::state::kl::{self, KlLeaf, KlScale};
-use crate::state::pair::{PairPartial, Scales};
+use crate::state::pair::{PairPartial, SCALES, Scales};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -80,6 +80,17 @@ pub(crate) fn divergences_with<E: Element>(
     })
 }
 
+/// Jensen-Shannon divergences of many rows.
+#[derive(Clone, Debug, Default)]
+pub struct JsColumns {
+    /// In nats, in [0, ln 2].
+    pub js_divergence: Vec<f64>,
+    /// Bits of [`Flags`].
+    pub flags: Vec<u8>,
+    /// What the gradient is made from, four for each row; NaN where a row has no distribution.
+    pub scales: Vec<f64>,
+}
+
 /// Jensen-Shannon divergence of each row, in [0, ln 2]: the mean of KL(p||m) and KL(q||m), m the mean of p and q.
 /// The logarithm of a mixture needs both normalisers first, so both arrays are read twice.
 ///
@@ -90,7 +101,7 @@ pub fn js_divergence<E: Element>(
     q_logits: &LogitsView<'_, E>,
     temperature: f64,
     execution: &Execution,
-) -> Result<(Vec<f64>, Vec<u8>), Error> {
+) -> Result<JsColumns, Error> {
     js_divergence_with(p_logits, q_logits, temperature, execution, &never)
 }
 
@@ -100,22 +111,21 @@ pub(crate) fn js_divergence_with<E: Element>(
     temperature: f64,
     execution: &Execution,
     interrupt: Interrupt<'_>,
-) -> Result<(Vec<f64>, Vec<u8>), Error> {
+) -> Result<JsColumns, Error> {
     check_pair(p, q, temperature)?;
     let finish = |_row: usize, leaves: &[KlLeaf], places: &mut [f64]| {
         let undefined = kl::undefined(leaves);
         if undefined.is_none() {
-            let scales = Scales::of(leaves, 1.0 / temperature);
-            places.copy_from_slice(&[scales.p_max, scales.q_max, scales.p_log_mass, scales.q_log_mass]);
+            places.copy_from_slice(&Scales::of(leaves, 1.0 / temperature).to_array());
         }
         Ok(undefined.unwrap_or_default())
     };
     let (source, isa) = (lent_rows([p, q], execution)?, execution.isa()?);
-    let (scales, flags) = read_leaves(&source, temperature, FIELDS, isa, finish, interrupt)?;
+    let (scales, flags) = read_leaves(&source, temperature, SCALES, isa, finish, interrupt)?;
     let mut values = try_filled(p.rows(), f64::NAN)?;
     let work = JensenWork { scales: &scales, isa, scale: 1.0 / temperature, slots: PhantomData };
     source.run(&work, |size| values.chunks_mut(size).collect(), interrupt)?;
-    Ok((values, flags))
+    Ok(JsColumns { js_divergence: values, flags, scales })
 }
 
 struct PairWork<'s> {
@@ -188,10 +198,8 @@ struct JensenWork<'w, 's> {
 
 impl JensenWork<'_, '_> {
     fn scales(&self, row: usize) -> Option<Scales> {
-        let fields = &self.scales[row * FIELDS..(row + 1) * FIELDS];
-        let (p_max, q_max, p_log_mass, q_log_mass) = (fields[0], fields[1], fields[2], fields[3]);
-        let scales = Scales { inverse_temperature: self.scale, p_max, q_max, p_log_mass, q_log_mass };
-        (!p_max.is_nan()).then_some(scales)
+        let scales = Scales::from_slice(&self.scales[row * SCALES..], self.scale);
+        (!scales.p_max.is_nan()).then_some(scales)
     }
 }
 

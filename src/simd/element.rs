@@ -3,6 +3,7 @@
 use super::lent::BLOCK_VECTORS;
 use super::math::{self, Bits};
 use super::{LANES, Lanes, Simd};
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 /// A compute type: `f32` or `f64`, with the constants of its approximations (see `simd/math.rs`).
@@ -141,6 +142,8 @@ pub trait Element: Copy + Send + Sync + 'static {
     fn widen(self) -> Self::Compute;
     /// The nearest element.
     fn narrow(value: Self::Compute) -> Self;
+    /// The nearest element of each; both slices have one length.
+    fn narrow_all(values: &[Self::Compute], elements: &mut [Self]);
     /// Sixteen consecutive elements in the compute type.
     ///
     /// # Safety
@@ -178,7 +181,8 @@ unsafe fn max_of_vectors<S: Simd, E: Element>(simd: S, pointer: *const E) -> E::
 
 macro_rules! element {
     ($type:ty, $compute:ty, $lanes:ident, $name:literal, $load:ident, $max:path, $splat:ident,
-     |$value:ident| $widen:expr, $narrow:expr, |$simd:ident, $vector:ident| $total:expr) => {
+     |$value:ident| $widen:expr, $narrow:expr, |$values:ident, $elements:ident| $narrow_all:expr,
+     |$simd:ident, $vector:ident| $total:expr) => {
         impl Element for $type {
             type Compute = $compute;
             type Lanes<S: Simd> = S::$lanes;
@@ -193,6 +197,10 @@ macro_rules! element {
             #[inline(always)]
             fn narrow(value: $compute) -> Self {
                 $narrow(value)
+            }
+            #[inline(always)]
+            fn narrow_all($values: &[$compute], $elements: &mut [Self]) {
+                $narrow_all
             }
             #[inline(always)]
             unsafe fn load<S: Simd>(simd: S, pointer: *const Self) -> S::$lanes {
@@ -229,6 +237,7 @@ element!(
     splat_f32,
     |value| value,
     std::convert::identity,
+    |values, elements| elements.copy_from_slice(values),
     |simd, lanes| simd.widen(lanes)
 );
 element!(
@@ -241,6 +250,7 @@ element!(
     splat_f32,
     |value| value.to_f32(),
     f16::from_f32,
+    |values, elements| elements.convert_from_f32_slice(values),
     |simd, lanes| simd.widen(lanes)
 );
 element!(
@@ -253,6 +263,7 @@ element!(
     splat_f32,
     |value| value.to_f32(),
     bf16::from_f32,
+    |values, elements| elements.convert_from_f32_slice(values),
     |simd, lanes| simd.widen(lanes)
 );
 element!(
@@ -265,5 +276,6 @@ element!(
     splat_f64,
     |value| value,
     std::convert::identity,
+    |values, elements| elements.copy_from_slice(values),
     |_simd, lanes| lanes
 );

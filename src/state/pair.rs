@@ -39,7 +39,20 @@ pub(crate) struct Scales {
     pub(crate) q_log_mass: f64,
 }
 
+/// Numbers of [`Scales`] beside the temperature.
+pub(crate) const SCALES: usize = 4;
+
 impl Scales {
+    /// As [`Scales::to_array`] left them.
+    pub(crate) fn from_slice(numbers: &[f64], inverse_temperature: f64) -> Self {
+        let [p_max, q_max, p_log_mass, q_log_mass] = [numbers[0], numbers[1], numbers[2], numbers[3]];
+        Self { inverse_temperature, p_max, q_max, p_log_mass, q_log_mass }
+    }
+
+    pub(crate) fn to_array(self) -> [f64; SCALES] {
+        [self.p_max, self.q_max, self.p_log_mass, self.q_log_mass]
+    }
+
     /// Of two rows that have distributions.
     pub(crate) fn of(leaves: &[KlLeaf], inverse_temperature: f64) -> Self {
         let (p_max, p_log_mass) = log_mass(leaves, inverse_temperature, KlLeaf::of_p);

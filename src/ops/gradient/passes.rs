@@ -1,11 +1,11 @@
-//! The passes of a gradient over the vocabulary: rows, then columns, for some columns at a time.
+//! The passes of a gradient over the vocabulary: rows, then columns, for some columns at a time. A [`Rule`] says what is
+//! differentiated.
 
-use super::{GradientOptions, Gradients, LossTerms};
+use super::{GradientOptions, Gradients};
 use crate::error::{Error, try_filled};
 use crate::input::{GROUP, HeadOperand, padded_depth};
-use crate::kernels::gradient::{Differentiate, Round, RowGradient, Transpose};
+use crate::kernels::gradient::{Round, Transpose};
 use crate::kernels::linear::{Arithmetic, HeadBlock, HeadLogits, LogitsBlock};
-use crate::ops::loss::{Likelihood, LossOptions};
 use crate::output::{Matrix, RowMut};
 use crate::plan::HeadPlan;
 use crate::run::{self, Interrupt};
@@ -18,17 +18,29 @@ use std::sync::{Mutex, MutexGuard};
 /// Columns of the vocabulary that are worked on at a time; their derivatives for all rows are kept meanwhile.
 const COLUMNS: usize = 2 * BLOCK;
 
+/// What is differentiated: rows of a head's logits in, derivatives by these logits out.
+pub(super) trait Rule<F>: Sync {
+    /// The rows that have a gradient; it is 0 elsewhere.
+    fn counted(&self) -> Vec<usize>;
+    /// What a row's derivatives are multiplied with.
+    fn factor(&self, row: usize) -> f64;
+    /// Room for another model's logits of so many rows, if the derivatives need them.
+    fn other(&self, _rows: usize) -> Option<Box<dyn LogitsBlock<F> + '_>> {
+        None
+    }
+    /// Whole blocks of a row's logits become derivatives; padding 0.
+    fn differentiate(&self, row: usize, logits: &mut [F], others: Option<&[F]>, columns: Range<usize>);
+}
+
 /// Everything that stays the same over the vocabulary.
 pub(super) struct Call<'c, 'a, T: Tiles> {
     product: &'c HeadLogits<'a, T>,
-    loss: &'c LossTerms<'c>,
+    rule: &'c dyn Rule<T::Sum>,
     options: &'c GradientOptions,
     plan: HeadPlan,
-    softcap: Option<f64>,
     logit_scale: f64,
-    /// Which row of the weights a column is, and the other way round.
+    /// Which row of the weights a column is.
     order: Option<&'c [usize]>,
-    places: Option<Vec<usize>>,
     /// The counted rows, and how many a block takes: both follow from the shape alone.
     counted: Vec<usize>,
     block_rows: usize,
@@ -60,6 +72,7 @@ struct RowBlock<O, F> {
 /// Buffers for work on rows.
 struct RowScratch<'p, 'a, T: Tiles> {
     block: HeadBlock<'p, 'a, T>,
+    other: Option<Box<dyn LogitsBlock<T::Sum> + 'p>>,
     /// `(rows, COLUMNS)` derivatives.
     operands: Vec<T::Operand>,
 }
@@ -80,38 +93,18 @@ type Lying<'w, O> = (&'w mut [O], &'w mut [O]);
 impl<'c, 'a, T: Tiles<Operand: HeadOperand, Sum: Arithmetic>> Call<'c, 'a, T> {
     pub(super) fn new(
         product: &'c HeadLogits<'a, T>,
-        loss: &'c LossTerms<'c>,
+        rule: &'c dyn Rule<T::Sum>,
         options: &'c GradientOptions,
         plan: HeadPlan,
-        softcap: Option<f64>,
         logit_scale: f64,
         order: Option<&'c [usize]>,
     ) -> Self {
-        let counted: Vec<usize> = (0..loss.targets.rows()).filter(|&row| loss.targets.column(row).is_some()).collect();
+        let counted = rule.counted();
         let block_rows = (counted.len() / 4).clamp(32, 128).next_multiple_of(32);
         let stride = product.head.width().next_multiple_of(PANEL).max(PANEL);
         let depth = padded_depth::<T::Operand>(product.head.width());
-        let places = order.map(|order| {
-            let mut places = vec![0; order.len()];
-            order.iter().enumerate().for_each(|(place, &row)| places[row] = place);
-            places
-        });
         let scratch = Mutex::default();
-        Self {
-            product,
-            loss,
-            options,
-            plan,
-            softcap,
-            logit_scale,
-            order,
-            places,
-            counted,
-            block_rows,
-            stride,
-            depth,
-            scratch,
-        }
+        Self { product, rule, options, plan, logit_scale, order, counted, block_rows, stride, depth, scratch }
     }
 
     /// All gradients that are wanted.
@@ -242,6 +235,10 @@ impl<'c, 'a, T: Tiles<Operand: HeadOperand, Sum: Arithmetic>> Call<'c, 'a, T> {
             let mut scratch = self.take_scratch();
             scratch.block.load(&block.rows);
             scratch.block.multiply_with(columns.clone(), Some(&weights.row_panels));
+            if let Some(other) = &mut scratch.other {
+                other.load(&block.rows);
+                other.multiply(columns.clone());
+            }
             self.differentiate(&mut scratch, block, columns.clone());
             if self.options.hidden {
                 self.add_to_hidden(&scratch, block, weights);
@@ -257,6 +254,7 @@ impl<'c, 'a, T: Tiles<Operand: HeadOperand, Sum: Arithmetic>> Call<'c, 'a, T> {
         let free = self.free_scratch().pop();
         free.unwrap_or_else(|| RowScratch {
             block: HeadBlock::new(self.product, self.block_rows),
+            other: self.rule.other(self.block_rows),
             operands: vec![zero; self.block_rows * COLUMNS],
         })
     }
@@ -274,8 +272,8 @@ impl<'c, 'a, T: Tiles<Operand: HeadOperand, Sum: Arithmetic>> Call<'c, 'a, T> {
     ) {
         let isa = self.plan.isa;
         for (place, &row) in block.rows.iter().enumerate() {
-            let (logits, row) = (scratch.block.leaf_mut(place), &self.row_gradient(row));
-            isa.run(Differentiate { row, logits, start: columns.start, columns: columns.len() });
+            let others = scratch.other.as_ref().map(|other| other.leaf(place));
+            self.rule.differentiate(row, scratch.block.leaf_mut(place), others, columns.clone());
         }
         let counts = |group: &usize| {
             let eps = T::Sum::from_f64(self.options.filter_eps.unwrap_or(0.0));
@@ -306,30 +304,9 @@ impl<'c, 'a, T: Tiles<Operand: HeadOperand, Sum: Arithmetic>> Call<'c, 'a, T> {
         }
     }
 
-    fn row_gradient(&self, row: usize) -> RowGradient {
-        let Likelihood { lse, nll, max_logit, max_log_prob } = self.loss.likelihoods[row];
-        let LossOptions { label_smoothing, z_loss, .. } = self.loss.settings;
-        let even_share = label_smoothing / self.product.head.vocab() as f64;
-        let pull = 2.0 * z_loss * lse;
-        // p - 1 of the target, plus what the z-loss and the smoothing add.
-        let derivative = libm::expm1(-nll) + pull * libm::exp(-nll) + label_smoothing - even_share;
-        RowGradient {
-            inverse_temperature: 1.0 / self.loss.temperature,
-            max_logit,
-            max_share: libm::exp(max_log_prob) * (1.0 + pull),
-            even_share,
-            softcap: self.softcap,
-            target: self
-                .loss
-                .targets
-                .column(row)
-                .map(|column| (self.places.as_ref().map_or(column, |places| places[column]), derivative)),
-        }
-    }
-
-    /// What a derivative by z is multiplied with: the caller's derivative, and that of z by the product.
+    /// What a derivative is multiplied with: the rule's factor, and the derivative of a logit by the product.
     fn factor(&self, row: usize) -> f64 {
-        self.loss.upstream[row] * self.logit_scale / self.loss.temperature
+        self.rule.factor(row) * self.logit_scale
     }
 
     /// Adds derivatives times weights to the block's rows, neighbouring groups at a time.

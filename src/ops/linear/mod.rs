@@ -140,7 +140,7 @@ fn uncapped(options: &Options) -> Result<Options, Error> {
 }
 
 /// Two models' rows of one shape, and a temperature in range.
-fn check_sides(p: &Projection<'_>, q: &Projection<'_>, temperature: f64) -> Result<(), Error> {
+pub(super) fn check_sides(p: &Projection<'_>, q: &Projection<'_>, temperature: f64) -> Result<(), Error> {
     check_positive("temperature", temperature)?;
     let shape = |side: &Projection<'_>| vec![side.rows(), side.vocab()];
     if shape(p) != shape(q) {
