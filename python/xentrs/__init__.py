@@ -1,6 +1,7 @@
 """xentrs: how likely is this text? Exact, streaming statistics of language-model logits at the speed of memory."""
 
 from xentrs._xentrs import __version__, available_isas, isa, num_threads
+from xentrs.dispatch import backend
 from xentrs.divergences import divergences, js_divergence, kl_divergence, top_k_kl_divergence
 from xentrs.errors import (
     DTypeError,
@@ -60,6 +61,7 @@ __all__ = [
     "XentrsError",
     "__version__",
     "available_isas",
+    "backend",
     "cross_entropy",
     "divergences",
     "entropy",

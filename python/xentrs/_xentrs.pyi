@@ -1,5 +1,6 @@
 """The extension module; `xentrs.functional` and `xentrs.metrics` document what users call."""
 
+from collections.abc import Sequence
 from typing import Any, final
 
 import numpy as np
@@ -13,17 +14,23 @@ __all__ = [
     "__version__",
     "available_isas",
     "divergences",
+    "entropy_gradient",
     "head_isa",
     "isa",
     "js_divergence",
+    "js_gradients",
     "kl_divergence",
+    "kl_gradients",
     "linear_expected_embedding",
     "linear_gradients",
     "linear_kl_divergence",
+    "linear_kl_gradients",
     "linear_loss",
     "linear_row_stats",
     "linear_target_logits",
+    "logsumexp_gradient",
     "loss",
+    "loss_gradient",
     "num_threads",
     "panic_for_tests",
     "read_probe",
@@ -38,6 +45,8 @@ __all__ = [
 __version__: str
 
 _Ids = NDArray[np.int64] | NDArray[np.uint64]
+_Floats = NDArray[np.float64]
+_Flags = NDArray[np.uint8]
 
 def row_stats(
     logits: NDArray[Any],
@@ -69,14 +78,14 @@ def linear_loss(
     *,
     label_smoothing: float,
     z_loss: float,
-    class_weights: NDArray[np.float64] | None,
+    class_weights: _Floats | None,
 ) -> dict[str, Any]: ...
 def linear_gradients(
     side: dict[str, Any],
     targets: _Ids,
     settings: dict[str, Any],
-    likelihoods: NDArray[np.float64],
-    upstream: NDArray[np.float64],
+    likelihoods: _Floats,
+    upstream: _Floats,
     *,
     label_smoothing: float,
     z_loss: float,
@@ -84,18 +93,16 @@ def linear_gradients(
     filter_eps: float | None,
     orders_vocabulary: bool,
 ) -> list[NDArray[Any] | None]: ...
-def linear_target_logits(side: dict[str, Any], targets: _Ids, *, num_threads: int | None) -> NDArray[np.float64]: ...
+def linear_target_logits(side: dict[str, Any], targets: _Ids, *, num_threads: int | None) -> _Floats: ...
 def tile_probe(element: str, num_threads: int | None) -> float: ...
-def linear_expected_embedding(
-    side: dict[str, Any], *, temperature: float, num_threads: int | None
-) -> NDArray[np.float64]: ...
+def linear_expected_embedding(side: dict[str, Any], *, temperature: float, num_threads: int | None) -> _Floats: ...
 def linear_kl_divergence(
     p: dict[str, Any],
     q: dict[str, Any],
     *,
     temperature: float,
     num_threads: int | None,
-) -> tuple[NDArray[np.float64], NDArray[np.uint8]]: ...
+) -> tuple[_Floats, _Flags, _Floats]: ...
 def kl_divergence(
     p_logits: NDArray[Any],
     q_logits: NDArray[Any],
@@ -104,7 +111,7 @@ def kl_divergence(
     temperature: float,
     log_probs: bool,
     num_threads: int | None,
-) -> tuple[NDArray[np.float64], NDArray[np.uint8]]: ...
+) -> tuple[_Floats, _Flags, _Floats]: ...
 def js_divergence(
     p_logits: NDArray[Any],
     q_logits: NDArray[Any],
@@ -112,7 +119,7 @@ def js_divergence(
     *,
     temperature: float,
     num_threads: int | None,
-) -> tuple[NDArray[np.float64], NDArray[np.uint8]]: ...
+) -> tuple[_Floats, _Flags, _Floats]: ...
 def divergences(
     p_logits: NDArray[Any],
     q_logits: NDArray[Any],
@@ -123,12 +130,12 @@ def divergences(
 ) -> dict[str, Any]: ...
 def top_k_kl_divergence(
     p_ids: _Ids,
-    p_log_probs: NDArray[np.float64],
+    p_log_probs: _Floats,
     k: int,
     q_logits: NDArray[Any],
     element: str,
     settings: dict[str, Any],
-) -> tuple[NDArray[np.float64], NDArray[np.uint8]]: ...
+) -> tuple[_Floats, _Flags]: ...
 def loss(
     logits: NDArray[Any],
     element: str,
@@ -137,13 +144,13 @@ def loss(
     *,
     label_smoothing: float,
     z_loss: float,
-    weight: NDArray[np.float64] | None,
+    weight: _Floats | None,
 ) -> dict[str, Any]: ...
 def soft_cross_entropy(
     logits: NDArray[Any],
     element: str,
     target_ids: _Ids,
-    target_probs: NDArray[np.float64],
+    target_probs: _Floats,
     settings: dict[str, Any],
     *,
     normalize: bool,
@@ -157,7 +164,73 @@ def temperature_grid(
 ) -> dict[str, Any]: ...
 def renyi_entropy(
     logits: NDArray[Any], element: str, orders: list[float], settings: dict[str, Any]
-) -> tuple[NDArray[np.float64], NDArray[np.uint8]]: ...
+) -> tuple[_Floats, _Flags]: ...
+def loss_gradient(
+    logits: NDArray[Any],
+    element: str,
+    targets: _Ids,
+    settings: dict[str, Any],
+    likelihoods: _Floats,
+    upstream: _Floats,
+    out: NDArray[Any],
+    *,
+    label_smoothing: float,
+    z_loss: float,
+    weight: _Floats | None,
+) -> None: ...
+def logsumexp_gradient(
+    logits: NDArray[Any],
+    element: str,
+    settings: dict[str, Any],
+    likelihoods: _Floats,
+    upstream: _Floats,
+    out: NDArray[Any],
+) -> None: ...
+def entropy_gradient(
+    logits: NDArray[Any],
+    element: str,
+    settings: dict[str, Any],
+    likelihoods: _Floats,
+    entropy: _Floats,
+    upstream: _Floats,
+    out: NDArray[Any],
+) -> None: ...
+def kl_gradients(
+    p_logits: NDArray[Any],
+    q_logits: NDArray[Any],
+    element: str,
+    values: _Floats,
+    scales: _Floats,
+    upstream: _Floats,
+    p_out: NDArray[Any] | None,
+    q_out: NDArray[Any] | None,
+    *,
+    temperature: float,
+    num_threads: int | None,
+) -> None: ...
+def js_gradients(
+    p_logits: NDArray[Any],
+    q_logits: NDArray[Any],
+    element: str,
+    scales: _Floats,
+    upstream: _Floats,
+    p_out: NDArray[Any] | None,
+    q_out: NDArray[Any] | None,
+    *,
+    temperature: float,
+    num_threads: int | None,
+) -> None: ...
+def linear_kl_gradients(
+    p: dict[str, Any],
+    q: dict[str, Any],
+    values: _Floats,
+    scales: _Floats,
+    upstream: _Floats,
+    *,
+    temperature: float,
+    num_threads: int | None,
+    wanted: Sequence[bool],
+) -> list[NDArray[Any] | None]: ...
 def read_probe(logits: NDArray[Any], element: str, *, num_threads: int | None) -> float: ...
 def head_isa() -> str: ...
 def isa() -> str: ...
@@ -173,7 +246,7 @@ class RowStatsState:
         rows: int,
         vocab: int,
         targets: _Ids | None,
-        target_logits: NDArray[np.float64] | None,
+        target_logits: _Floats | None,
         *,
         is_double: bool,
         ignore_index: int,
@@ -201,7 +274,7 @@ class Perplexity:
         ignore_index: int,
         num_threads: int | None,
     ) -> None: ...
-    def update_nll(self, nll: NDArray[np.float64], token_count: int) -> None: ...
+    def update_nll(self, nll: _Floats, token_count: int) -> None: ...
     def merge_state(self, other: Perplexity) -> None: ...
     def compute(self) -> dict[str, Any]: ...
     def to_bytes(self) -> bytes: ...

@@ -6,25 +6,55 @@ from typing import Any, Literal
 
 import numpy as np
 
-from xentrs.dispatch import Adapter, adapter_of
+from xentrs import _xentrs
+from xentrs.adapters.numpy import Lent
+from xentrs.dispatch import Adapter, adapter_of, backend, current_backend, plain_of
 from xentrs.errors import DTypeError, ParamError, ShapeError
 
 Reduction = Literal["none", "sum", "mean"]
 
 
-def lend_with_targets(logits: Any, targets: Any, shift: int) -> tuple[Adapter, Any, str, Any]:
-    """Lends logits, and copies targets if there are any, flat: the caller's adapter, array, element and ids."""
+def lend_with_targets(logits: Any, targets: Any, shift: int) -> tuple[Adapter, Lent, Any]:
+    """Lends logits, and copies targets if there are any, flat: the caller's adapter, what was lent, and ids."""
     adapter = adapter_of(logits)
-    array, element = adapter.lend(logits, "logits")
-    ids = None if targets is None else adapter_of(targets).copy_targets(targets)
-    array, ids = align(array, ids, shift)
-    return adapter, array, element, ids
+    lent = adapter.lend(logits, "logits")
+    ids = None if targets is None else lend_ids(targets, "targets", lent, "logits")
+    array, ids = align(lent.array, ids, shift)
+    return adapter, lent._replace(array=array), ids
+
+
+def lend_beside(values: Any, name: str, lent: Lent, near: str) -> Lent:
+    """Lends an array to the engine of `lent`, which is the array named `near`.
+
+    Raises:
+        DTypeError: another device, or a numpy array beside a tensor that torch operations take.
+    """
+    check_device(values, name, lent, near)
+    with backend("auto" if lent.engine is _xentrs else current_backend()):
+        other = adapter_of(values).lend(values, name)
+    if other.engine is not lent.engine:
+        raise DTypeError(f"{name} is no tensor, expected one on device {lent.device} as {near}")
+    return other
+
+
+def lend_ids(values: Any, name: str, lent: Lent, near: str) -> Any:
+    """Copies class ids to the device of `lent`, which is the array named `near`; a tensor has to lie there already."""
+    check_device(values, name, lent, near)
+    return lent.place(adapter_of(values).copy_targets(values, name))
+
+
+def check_device(values: Any, name: str, lent: Lent, near: str) -> None:
+    """Raises DTypeError for a tensor on another device than that of `lent`, which is the array named `near`."""
+    if hasattr(values, "detach") and not (values.is_cpu and lent.device == "cpu") and str(values.device) != lent.device:
+        raise DTypeError(
+            f"{name} is on device {values.device}, expected {lent.device} as {near}: pass {name}.to({lent.device!r})"
+        )
 
 
 def settings(
     ignore_index: int, temperature: float, softcap: float | None, vocab_size: int | None, num_threads: int | None
 ) -> dict[str, Any]:
-    """Names the settings of a call for the extension."""
+    """Names the settings of a call for an engine."""
     return {
         "ignore_index": check_index(ignore_index),
         "temperature": temperature,
@@ -34,37 +64,47 @@ def settings(
     }
 
 
-def lend_floats(values: Any, name: str) -> Any:
-    """Copies real numbers of any kind of array or list into a contiguous float64 array.
+def lend_floats(values: Any, name: str, lent: Lent | None = None, near: str = "logits") -> Any:
+    """Copies real numbers of any kind of array or list into a contiguous float64 array, on the device of `lent`, which
+    is the array named `near`; a numpy array where nothing was lent.
 
     Raises:
-        DTypeError: anything else, a masked array, a tensor elsewhere than on the CPU or one that requires grad.
+        DTypeError: anything else, a masked array, a tensor on another device or one that requires grad.
     """
+    values = plain_of(values, name)
     if isinstance(values, np.ma.MaskedArray):
         raise DTypeError(f"{name} is a masked array, expected a plain one")
     if getattr(values, "requires_grad", False):
         raise DTypeError(f"{name} requires grad, expected a tensor without: pass {name}.detach()")
-    if str(getattr(values, "device", "cpu")) != "cpu":
+    if lent is not None:
+        check_device(values, name, lent, near)
+    elif str(getattr(values, "device", "cpu")) != "cpu":
         raise DTypeError(f"{name} is on device {values.device}, expected cpu: pass {name}.cpu()")
+    is_tensor = hasattr(values, "detach")
+    if is_tensor and values.device.type != "cpu":
+        if values.is_complex():
+            raise DTypeError(f"{name} has dtype {values.dtype}, expected real numbers")
+        return values.double().contiguous().clone()
     # bfloat16 tensors have no numpy of their own.
-    is_tensor = hasattr(values, "is_floating_point") and values.is_floating_point()
-    plain = values.double().numpy() if is_tensor else values
+    plain = values.double().numpy() if is_tensor and values.is_floating_point() else values
     try:
         array = np.asarray(plain)
     except ValueError as error:
         raise DTypeError(f"{name} is a ragged list, expected real numbers") from error
     if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
         raise DTypeError(f"{name} has dtype {array.dtype}, expected real numbers")
-    return np.array(array, dtype=np.float64, order="C")
+    copied = np.array(array, dtype=np.float64, order="C")
+    return copied if lent is None else lent.place(copied)
 
 
 def check_lists(ids: Any, values: Any, logits: Any, names: tuple[str, str, str]) -> None:
     """Checks ids and values of k columns for each row of the logits; `names` are those of the three arguments."""
     if ids.ndim > 0 and ids.shape[:-1] == logits.shape[:-1] and values.shape == ids.shape:
         return
+    shapes = [tuple(array.shape) for array in (ids, values, logits)]
     raise ShapeError(
-        f"{names[0]} and {names[1]} have shapes {ids.shape} and {values.shape}, expected both (..., k) with one row for"
-        f" each row of {names[2]} {logits.shape}"
+        f"{names[0]} and {names[1]} have shapes {shapes[0]} and {shapes[1]}, expected both (..., k) with one row for"
+        f" each row of {names[2]} {shapes[2]}"
     )
 
 
@@ -74,18 +114,16 @@ def check_reduction(reduction: str) -> None:
         raise ParamError(f"reduction = {reduction!r}, expected 'none', 'sum' or 'mean'")
 
 
-def reduce(columns: dict[str, Any], reduction: Reduction, shape: tuple[int, ...], adapter: Adapter) -> Any:
-    """Takes from a loss of the extension what the caller asked for."""
-    if reduction == "none":
-        return adapter.wrap(columns["loss"].reshape(shape))
-    return adapter.wrap(np.array(columns[reduction]))
+def reduced(columns: dict[str, Any], reduction: Reduction, shape: tuple[int, ...]) -> Any:
+    """Takes from a loss of an engine what the caller asked for."""
+    return columns["loss"].reshape(shape) if reduction == "none" else columns[reduction]
 
 
 def align(array: Any, ids: Any, shift: int, name: str = "logits") -> tuple[Any, Any]:
     """Checks that there is one target for each row, applies the shift as a view, and flattens the targets."""
-    rows = array.shape[:-1]
+    rows, shape = tuple(array.shape[:-1]), tuple(array.shape)
     if ids is not None and ids.shape != rows:
-        message = f"targets have shape {ids.shape}, expected {rows}: one for each row of {name} {array.shape}"
+        message = f"targets have shape {tuple(ids.shape)}, expected {rows}: one for each row of {name} {shape}"
         if name == "logits" and array.ndim > 2 and ids.shape == (array.shape[0], *array.shape[2:]):
             message += "; classes on axis 1, as torch has them, go last by logits.movedim(1, -1) or np.moveaxis"
         raise ShapeError(message)
@@ -93,10 +131,12 @@ def align(array: Any, ids: Any, shift: int, name: str = "logits") -> tuple[Any, 
     if shift:
         if not rows:
             last = "vocab" if name == "logits" else "width"
-            raise ShapeError(f"shift = {shift} needs {name} of shape (..., length, {last}), not {array.shape}")
+            raise ShapeError(f"shift = {shift} needs {name} of shape (..., length, {last}), not {shape}")
         length = max(rows[-1] - shift, 0)
         array = array[..., :length, :]
-        ids = None if ids is None else np.ascontiguousarray(ids[..., rows[-1] - length :])
+        if ids is not None:
+            ids = ids[..., rows[-1] - length :]
+            ids = np.ascontiguousarray(ids) if isinstance(ids, np.ndarray) else ids
     return array, None if ids is None else ids.reshape(-1)
 
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from xentrs import _xentrs
 from xentrs.adapters.numpy import Lent, promote
-from xentrs.arguments import Reduction, check_lists, check_reduction, lend_floats, settings
-from xentrs.dispatch import Adapter, adapter_of
+from xentrs.arguments import Reduction, check_lists, check_reduction, lend_beside, lend_floats, lend_ids, settings
+from xentrs.dispatch import Adapter, adapter_of, traceable, wants_operator
 from xentrs.errors import ShapeError
 from xentrs.results import Divergences, total
 
@@ -45,11 +44,16 @@ def kl_divergence(
         0.110944072
     """
     check_reduction(reduction)
-    adapter, p, q = _lend_pair(p_logits, q_logits)
-    values, flags = _xentrs.kl_divergence(
+    if wants_operator(p_logits, q_logits):
+        from xentrs.torch_operators import pairs
+
+        found = pairs.divergence(p_logits, q_logits, False, log_probs, temperature, num_threads)
+        return pairs.finish(*found, reduction, return_flags)
+    adapter, p, q = lend_pair(p_logits, q_logits)
+    values, flags, _ = p.engine.kl_divergence(
         p.array, q.array, p.element, temperature=temperature, log_probs=log_probs, num_threads=num_threads
     )
-    return finish_divergence(values, flags, p.array.shape[:-1], adapter, reduction, return_flags)
+    return finish_divergence(values, flags, p.array.shape[:-1], adapter, reduction, return_flags, p.element)
 
 
 def js_divergence(
@@ -74,11 +78,19 @@ def js_divergence(
         0.6931471805599453
     """
     check_reduction(reduction)
-    adapter, p, q = _lend_pair(p_logits, q_logits)
-    values, flags = _xentrs.js_divergence(p.array, q.array, p.element, temperature=temperature, num_threads=num_threads)
-    return finish_divergence(values, flags, p.array.shape[:-1], adapter, reduction, return_flags)
+    if wants_operator(p_logits, q_logits):
+        from xentrs.torch_operators import pairs
+
+        found = pairs.divergence(p_logits, q_logits, True, False, temperature, num_threads)
+        return pairs.finish(*found, reduction, return_flags)
+    adapter, p, q = lend_pair(p_logits, q_logits)
+    values, flags, _ = p.engine.js_divergence(
+        p.array, q.array, p.element, temperature=temperature, num_threads=num_threads
+    )
+    return finish_divergence(values, flags, p.array.shape[:-1], adapter, reduction, return_flags, p.element)
 
 
+@traceable
 def divergences(
     p_logits: Any, q_logits: Any, *, temperature: float = 1.0, num_threads: int | None = None
 ) -> Divergences:
@@ -91,14 +103,15 @@ def divergences(
         >>> round(float(found.cross_entropy), 6)  # ln 2
         0.693147
     """
-    adapter, p, q = _lend_pair(p_logits, q_logits)
-    columns = _xentrs.divergences(p.array, q.array, p.element, temperature=temperature, num_threads=num_threads)
+    adapter, p, q = lend_pair(p_logits, q_logits)
+    columns = p.engine.divergences(p.array, q.array, p.element, temperature=temperature, num_threads=num_threads)
     symmetric = columns["kl_divergence"] + columns["reverse_kl_divergence"]
     shape = p.array.shape[:-1]
     arrays = {name: adapter.wrap(column.reshape(shape)) for name, column in columns.items()}
     return Divergences(**arrays, symmetric_kl_divergence=adapter.wrap(symmetric.reshape(shape)))
 
 
+@traceable
 def top_k_kl_divergence(
     p_ids: Any,
     p_log_probs: Any,
@@ -134,28 +147,30 @@ def top_k_kl_divergence(
     """
     check_reduction(reduction)
     adapter = adapter_of(q_logits)
-    array, element = adapter.lend(q_logits, "q_logits")
-    ids = adapter_of(p_ids).copy_targets(p_ids, "p_ids")
-    log_probs = lend_floats(p_log_probs, "p_log_probs")
+    lent = adapter.lend(q_logits, "q_logits")
+    array = lent.array
+    ids = lend_ids(p_ids, "p_ids", lent, "q_logits")
+    log_probs = lend_floats(p_log_probs, "p_log_probs", lent, "q_logits")
     check_lists(ids, log_probs, array, ("p_ids", "p_log_probs", "q_logits"))
-    values, flags = _xentrs.top_k_kl_divergence(
+    values, flags = lent.engine.top_k_kl_divergence(
         ids.reshape(-1),
         log_probs.reshape(-1),
         ids.shape[-1],
         array,
-        element,
+        lent.element,
         settings(ignore_index, temperature, softcap, vocab_size, num_threads),
     )
     return finish_divergence(values, flags, array.shape[:-1], adapter, reduction, return_flags)
 
 
-def _lend_pair(p_logits: Any, q_logits: Any) -> tuple[Adapter, Lent, Lent]:
+def lend_pair(p_logits: Any, q_logits: Any) -> tuple[Adapter, Lent, Lent]:
     """Lends two arrays of one shape, both in the wider of their dtypes."""
     adapter = adapter_of(p_logits)
     p = adapter.lend(p_logits, "p_logits")
-    q = adapter_of(q_logits).lend(q_logits, "q_logits")
+    q = lend_beside(q_logits, "q_logits", p, "p_logits")
     if p.array.shape != q.array.shape:
-        raise ShapeError(f"q_logits have shape {q.array.shape}, expected {p.array.shape} as p_logits have")
+        shapes = tuple(q.array.shape), tuple(p.array.shape)
+        raise ShapeError(f"q_logits have shape {shapes[0]}, expected {shapes[1]} as p_logits have")
     if p.element != q.element:
         wider = "float64" if "float64" in (p.element, q.element) else "float32"
         p, q = promote(p, wider), promote(q, wider)
@@ -163,12 +178,23 @@ def _lend_pair(p_logits: Any, q_logits: Any) -> tuple[Adapter, Lent, Lent]:
 
 
 def finish_divergence(
-    values: Any, flags: Any, shape: tuple[int, ...], adapter: Adapter, reduction: Reduction, return_flags: bool
+    values: Any,
+    flags: Any,
+    shape: tuple[int, ...],
+    adapter: Adapter,
+    reduction: Reduction,
+    return_flags: bool,
+    element: str = "float64",
 ) -> Any:
-    """Takes from the rows' values what the caller asked for."""
+    """Takes from the rows' values what the caller asked for. `element` is that of the logits of a function with a
+    backward.
+    """
     if reduction == "none":
-        result = adapter.wrap(values.reshape(shape))
-    else:
+        result = values.reshape(shape)
+    elif isinstance(values, np.ndarray):
         totals = total(values, values.size)
-        result = adapter.wrap(np.array(totals.nll_sum if reduction == "sum" else totals.mean_nll))
+        result = totals.nll_sum if reduction == "sum" else totals.mean_nll
+    else:
+        result = values.sum() if reduction == "sum" else values.mean()
+    result = adapter.wrap_differentiable(result, element)
     return (result, adapter.wrap(flags.reshape(shape))) if return_flags else result

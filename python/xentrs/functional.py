@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xentrs import _xentrs
+from xentrs.adapters.numpy import Lent
 from xentrs.arguments import (
     Reduction,
     check_count,
@@ -16,15 +16,17 @@ from xentrs.arguments import (
     check_lists,
     check_reduction,
     lend_floats,
+    lend_ids,
     lend_with_targets,
-    reduce,
+    reduced,
     settings,
 )
-from xentrs.dispatch import Adapter, adapter_of
+from xentrs.dispatch import Adapter, adapter_of, traceable, wants_operator
 from xentrs.errors import DTypeError, ShapeError
 from xentrs.results import RowStats, total, wrap_row_stats
 
 
+@traceable
 def row_stats(
     logits: Any,
     targets: Any = None,
@@ -64,7 +66,7 @@ def row_stats(
         >>> round(float(stats.nll[0]), 6), int(stats.rank[0])
         (0.407606, 1)
     """
-    adapter, columns, shape = _scan(
+    adapter, lent, columns = _scan(
         logits,
         targets,
         shift,
@@ -77,7 +79,7 @@ def row_stats(
         vocab_size=vocab_size,
         strict=strict,
     )
-    return wrap_row_stats(columns, shape, top_k, adapter)
+    return wrap_row_stats(columns, lent.array.shape[:-1], top_k, adapter)
 
 
 def logsumexp(
@@ -98,10 +100,14 @@ def logsumexp(
         >>> float(xentrs.logsumexp(np.zeros(8, dtype=np.float32)))  # ln 8
         2.0794415416798357
     """
-    adapter, columns, shape = _scan(
+    if wants_operator(logits):
+        from xentrs.torch_operators import rows
+
+        return rows.logsumexp(logits, -100, temperature, softcap, vocab_size, num_threads)
+    adapter, lent, columns = _scan(
         logits, None, 0, num_threads, temperature=temperature, softcap=softcap, vocab_size=vocab_size
     )
-    return adapter.wrap(columns["lse"].reshape(shape))
+    return adapter.wrap_differentiable(columns["lse"].reshape(lent.array.shape[:-1]), lent.element)
 
 
 def entropy(
@@ -123,11 +129,16 @@ def entropy(
         >>> float(xentrs.entropy(np.array([0.0, -np.inf], dtype=np.float32)))
         0.0
     """
-    if adapter_of(logits).lend(logits, "logits").array.shape[-1] == 0:
+    if wants_operator(logits):
+        from xentrs.torch_operators import rows
+
+        return rows.entropy(logits, -100, temperature, softcap, vocab_size, num_threads)
+    adapter, lent, columns = _scan(
+        logits, None, 0, num_threads, all=True, temperature=temperature, softcap=softcap, vocab_size=vocab_size
+    )
+    if lent.array.shape[-1] == 0:
         raise ShapeError("logits have vocab 0, expected at least 1 column for an entropy")
-    return row_stats(
-        logits, temperature=temperature, softcap=softcap, vocab_size=vocab_size, num_threads=num_threads
-    ).entropy
+    return adapter.wrap_differentiable(columns["entropy"].reshape(lent.array.shape[:-1]), lent.element)
 
 
 def cross_entropy(
@@ -172,22 +183,29 @@ def cross_entropy(
     check_reduction(reduction)
     if targets is None:
         raise DTypeError("targets is None, expected class ids")
-    adapter, array, element, ids = lend_with_targets(logits, targets, shift)
-    weights = None if weight is None else lend_floats(weight, "weight")
+    known = (ignore_index, temperature, softcap, vocab_size, num_threads)
+    if wants_operator(logits):
+        from xentrs.torch_operators import rows
+
+        return rows.cross_entropy(logits, targets, weight, shift, reduction, (label_smoothing, z_loss), *known)
+    adapter, lent, ids = lend_with_targets(logits, targets, shift)
+    array = lent.array
+    weights = None if weight is None else lend_floats(weight, "weight", lent)
     if weights is not None and weights.ndim != 1:
-        raise ShapeError(f"weight has shape {weights.shape}, expected ({array.shape[-1]},): one for each class")
-    columns = _xentrs.loss(
+        raise ShapeError(f"weight has shape {tuple(weights.shape)}, expected ({array.shape[-1]},): one for each class")
+    columns = lent.engine.loss(
         array,
-        element,
+        lent.element,
         ids,
-        settings(ignore_index, temperature, softcap, vocab_size, num_threads),
+        settings(*known),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         weight=weights,
     )
-    return reduce(columns, reduction, array.shape[:-1], adapter)
+    return adapter.wrap_differentiable(reduced(columns, reduction, array.shape[:-1]), lent.element)
 
 
+@traceable
 def soft_cross_entropy(
     logits: Any,
     target_ids: Any,
@@ -223,19 +241,20 @@ def soft_cross_entropy(
     """
     check_reduction(reduction)
     adapter = adapter_of(logits)
-    array, element = adapter.lend(logits, "logits")
-    ids = adapter_of(target_ids).copy_targets(target_ids, "target_ids")
-    shares = lend_floats(target_probs, "target_probs")
+    lent = adapter.lend(logits, "logits")
+    array = lent.array
+    ids = lend_ids(target_ids, "target_ids", lent, "logits")
+    shares = lend_floats(target_probs, "target_probs", lent)
     check_lists(ids, shares, array, ("target_ids", "target_probs", "logits"))
-    columns = _xentrs.soft_cross_entropy(
+    columns = lent.engine.soft_cross_entropy(
         array,
-        element,
+        lent.element,
         ids.reshape(-1),
         shares.reshape(-1),
         settings(ignore_index, temperature, softcap, vocab_size, num_threads),
         normalize=normalize,
     )
-    return reduce(columns, reduction, array.shape[:-1], adapter)
+    return adapter.wrap(reduced(columns, reduction, array.shape[:-1]))
 
 
 def perplexity(
@@ -259,7 +278,7 @@ def perplexity(
     """
     if targets is None:
         raise DTypeError("targets is None, expected class ids")
-    _, columns, _ = _scan(
+    _, _, columns = _scan(
         logits,
         targets,
         shift,
@@ -285,12 +304,12 @@ def _scan(
     top_k: int = 0,
     vocab_size: int | None = None,
     strict: bool = False,
-) -> tuple[Adapter, dict[str, Any], tuple[int, ...]]:
-    """Runs the extension: the caller's adapter, the flat columns and the shape of the rows."""
-    adapter, array, element, ids = lend_with_targets(logits, targets, shift)
-    columns = _xentrs.row_stats(
-        array,
-        element,
+) -> tuple[Adapter, Lent, dict[str, Any]]:
+    """Runs the engine: the caller's adapter, what was lent and the flat columns."""
+    adapter, lent, ids = lend_with_targets(logits, targets, shift)
+    columns = lent.engine.row_stats(
+        lent.array,
+        lent.element,
         ids,
         all=all,
         ignore_index=check_index(ignore_index),
@@ -301,4 +320,4 @@ def _scan(
         strict=strict,
         num_threads=num_threads,
     )
-    return adapter, columns, array.shape[:-1]
+    return adapter, lent, columns

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from xentrs import _xentrs
-from xentrs.arguments import Reduction, align, check_count, lend_floats
-from xentrs.dispatch import Adapter, adapter_of
+from xentrs.adapters.numpy import Lent
+from xentrs.arguments import align, check_count, lend_beside, lend_floats, lend_ids
+from xentrs.dispatch import Adapter, adapter_of, backend
 from xentrs.errors import DTypeError, ParamError, ShapeError
 
 
@@ -32,7 +33,8 @@ class PackedHead:
     """
 
     def __init__(self, weight: Any) -> None:
-        array, element = _lend_weight(weight, "weight")
+        _check_rows(weight, "weight")
+        array, element = _check_axes(lend_to_kernels(weight, "weight"), "weight")[:2]
         self._packed = _xentrs.PackedHead(array, element)
 
     @property
@@ -56,20 +58,25 @@ class PackedHead:
 
 @dataclass(frozen=True)
 class LossCall:
-    """A checked call of `linear_cross_entropy`, as the extension takes it."""
+    """A checked call of `linear_cross_entropy`, as an engine takes it."""
 
+    engine: Any
     side: dict[str, Any]
     ids: Any
     settings: dict[str, Any]
     label_smoothing: float
     z_loss: float
-    reduction: Reduction
-    filter_eps: float | None
-    orders_vocabulary: bool
 
     def forward(self) -> dict[str, Any]:
         """Each row's loss, their sum and mean, and what the backward is made from."""
-        return _xentrs.linear_loss(
+        return self._run(self.engine.linear_loss)
+
+    def forward_only(self) -> dict[str, Any]:
+        """The same where no backward follows, and an engine may have a way that keeps less."""
+        return self._run(getattr(self.engine, "linear_loss_only", self.engine.linear_loss))
+
+    def _run(self, linear_loss: Any) -> dict[str, Any]:
+        columns: dict[str, Any] = linear_loss(
             self.side,
             self.ids,
             self.settings,
@@ -77,10 +84,18 @@ class LossCall:
             z_loss=self.z_loss,
             class_weights=None,
         )
+        return columns
 
-    def backward(self, likelihoods: Any, upstream: Any, wanted: tuple[bool, bool, bool]) -> list[Any]:
-        """The gradients of hidden states, weights and bias that are wanted, flat; bfloat16 as uint16."""
-        return _xentrs.linear_gradients(
+    def backward(
+        self,
+        likelihoods: Any,
+        upstream: Any,
+        wanted: tuple[bool, ...],
+        filter_eps: float | None,
+        orders_vocabulary: bool,
+    ) -> list[Any]:
+        """The wanted gradients of hidden states, weights and bias, flat; the extension's bfloat16 as uint16."""
+        gradients: list[Any] = self.engine.linear_gradients(
             self.side,
             self.ids,
             self.settings,
@@ -89,9 +104,10 @@ class LossCall:
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
             wanted=wanted,
-            filter_eps=self.filter_eps,
-            orders_vocabulary=self.orders_vocabulary,
+            filter_eps=filter_eps,
+            orders_vocabulary=orders_vocabulary,
         )
+        return gradients
 
 
 # The distance from 1 to the next number.
@@ -101,10 +117,29 @@ _EPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23, "float64"
 def check_filter(filter_eps: float | str, element: str) -> float:
     """The threshold of the backward's filter, from 0 to 1."""
     if filter_eps == "auto":
-        return _EPS[element] / 32
+        return _EPS.get(element, 0.0) / 32
     if isinstance(filter_eps, bool) or not isinstance(filter_eps, int | float) or not 0 <= filter_eps <= 1:
         raise ParamError(f"filter_eps = {filter_eps!r}, expected None, 'auto' or a number from 0 to 1")
     return float(filter_eps)
+
+
+class LentHead(NamedTuple):
+    """One model's hidden states and head, lent."""
+
+    adapter: Adapter
+    engine: Any
+    side: dict[str, Any]
+    """What the engine takes."""
+    ids: Any
+    """Targets, flat."""
+    shape: tuple[int, ...]
+    """Of the rows."""
+
+    @property
+    def element(self) -> str:
+        """float64 where hidden states or weights are, else float32."""
+        elements = (self.side["hidden_element"], self.side["weight_element"])
+        return "float64" if "float64" in elements else "float32"
 
 
 def lend_side(
@@ -117,29 +152,38 @@ def lend_side(
     softcap: float | None,
     vocab_size: int | None,
     prefix: str = "",
-) -> tuple[Adapter, dict[str, Any], Any, tuple[int, ...]]:
-    """Lends one model's arrays: the adapter, what the extension takes, flat targets and the shape of the rows."""
-    adapter = adapter_of(hidden)
-    array, element = adapter.lend(hidden, f"{prefix}hidden")
-    ids = None if targets is None else adapter_of(targets).copy_targets(targets)
-    array, ids = align(array, ids, shift, "hidden")
+    other: LentHead | None = None,
+) -> LentHead:
+    """Lends one model's arrays; those of the head have to lie where the hidden states do, and these where those of the
+    other model, p, do.
+    """
+    adapter, near = adapter_of(hidden), f"{prefix}hidden"
+    if other is None:
+        lent = adapter.lend(hidden, near)
+    else:
+        of_other = Lent(other.side["hidden"], other.side["hidden_element"], other.engine)
+        lent = lend_beside(hidden, near, of_other, "p_hidden")
+    ids = None if targets is None else lend_ids(targets, "targets", lent, near)
+    array, ids = align(lent.array, ids, shift, "hidden")
     if isinstance(weight, PackedHead):
+        if lent.engine is not _xentrs:
+            raise DTypeError(f"{prefix}weight is a PackedHead, which torch operations do not take: pass a tensor")
         lent_weight, weight_element, shape = weight._packed, weight.dtype, weight.shape
     else:
-        lent_weight, weight_element = _lend_weight(weight, f"{prefix}weight")
-        shape = lent_weight.shape
+        head = _check_axes(lend_beside(weight, f"{prefix}weight", lent, near), f"{prefix}weight")
+        lent_weight, weight_element, shape = head.array, head.element, tuple(head.array.shape)
     if array.shape[-1] != shape[1]:
         raise ShapeError(
-            f"{prefix}hidden has shape {array.shape}, expected (..., {shape[1]}) as {prefix}weight has shape {shape}"
+            f"{near} has shape {tuple(array.shape)}, expected (..., {shape[1]}) as {prefix}weight has shape {shape}"
         )
-    biases = None if bias is None else lend_floats(bias, f"{prefix}bias")
-    if biases is not None and biases.shape != (shape[0],):
+    biases = None if bias is None else lend_floats(bias, f"{prefix}bias", lent, near)
+    if biases is not None and tuple(biases.shape) != (shape[0],):
         raise ShapeError(
-            f"{prefix}bias has shape {biases.shape}, expected ({shape[0]},): one for each row of the weights"
+            f"{prefix}bias has shape {tuple(biases.shape)}, expected ({shape[0]},): one for each row of the weights"
         )
     side = {
         "hidden": array,
-        "hidden_element": element,
+        "hidden_element": lent.element,
         "weight": lent_weight,
         "weight_element": weight_element,
         "bias": biases,
@@ -147,14 +191,25 @@ def lend_side(
         "softcap": softcap,
         "vocab_size": None if vocab_size is None else check_count(vocab_size, "vocab_size"),
     }
-    return adapter, side, ids, array.shape[:-1]
+    return LentHead(adapter, lent.engine, side, ids, tuple(array.shape[:-1]))
 
 
-def _lend_weight(weight: Any, name: str) -> Any:
-    """Lends weights of two axes."""
+def lend_to_kernels(values: Any, name: str) -> Lent:
+    """Lends to the extension, whatever the backend; raises DTypeError for a tensor elsewhere than on the CPU."""
+    with backend("auto"):
+        lent = adapter_of(values).lend(values, name)
+    if lent.engine is not _xentrs:
+        raise DTypeError(f"{name} is on device {lent.device}, expected cpu: pass {name}.cpu()")
+    return lent
+
+
+def _check_rows(weight: Any, name: str) -> None:
     if isinstance(weight, PackedHead):
         raise DTypeError(f"{name} is a PackedHead, expected an array of weights")
-    lent = adapter_of(weight).lend(weight, name)
+
+
+def _check_axes(lent: Lent, name: str) -> Lent:
+    """Weights of two axes."""
     if lent.array.ndim != 2:
-        raise ShapeError(f"{name} has shape {lent.array.shape}, expected (vocab, width)")
+        raise ShapeError(f"{name} has shape {tuple(lent.array.shape)}, expected (vocab, width)")
     return lent

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import numpy as np
-
-from xentrs import _xentrs
-from xentrs.arguments import Reduction, check_count, check_reduction, reduce, settings
+from xentrs.arguments import Reduction, check_count, check_reduction, reduced, settings
+from xentrs.dispatch import namespace_of, traceable, wants_operator
 from xentrs.divergences import finish_divergence
 from xentrs.errors import DTypeError, ShapeError
 from xentrs.heads import LossCall, check_filter, lend_side
 from xentrs.results import RowStats, wrap_row_stats
 
 
+@traceable
 def linear_row_stats(
     hidden: Any,
     weight: Any,
@@ -63,16 +62,16 @@ def linear_row_stats(
         >>> round(float(stats.nll[0]), 6), int(stats.rank[0])
         (0.407606, 1)
     """
-    adapter, side, ids, shape = lend_side(hidden, weight, targets, shift, bias, logit_scale, softcap, vocab_size)
-    columns = _xentrs.linear_row_stats(
-        side,
-        ids,
+    lent = lend_side(hidden, weight, targets, shift, bias, logit_scale, softcap, vocab_size)
+    columns = lent.engine.linear_row_stats(
+        lent.side,
+        lent.ids,
         settings(ignore_index, temperature, None, None, num_threads),
         all=True,
         top_k=check_count(top_k, "top_k"),
         strict=strict,
     )
-    return wrap_row_stats(columns, shape, top_k, adapter)
+    return wrap_row_stats(columns, lent.shape, top_k, lent.adapter)
 
 
 def linear_cross_entropy(
@@ -124,28 +123,27 @@ def linear_cross_entropy(
     check_reduction(reduction)
     if targets is None:
         raise DTypeError("targets is None, expected class ids")
-    has_backward = hasattr(hidden, "detach")
-    plain = [value.detach() if has_backward and hasattr(value, "detach") else value for value in (hidden, weight, bias)]
-    adapter, side, ids, shape = lend_side(
-        plain[0], plain[1], targets, shift, plain[2], logit_scale, softcap, vocab_size
-    )
+    if filter_eps is not None:
+        filter_eps = check_filter(filter_eps, str(getattr(hidden, "dtype", "")).rpartition(".")[2])
+    if wants_operator(hidden, weight, bias):
+        from xentrs.torch_operators import heads
+
+        settled = (reduction, logit_scale, softcap, vocab_size, label_smoothing, z_loss)
+        known = (ignore_index, temperature, num_threads, filter_eps, bool(order_vocabulary))
+        return heads.cross_entropy(hidden, weight, bias, targets, shift, *settled, *known)
+    lent = lend_side(hidden, weight, targets, shift, bias, logit_scale, softcap, vocab_size)
     call = LossCall(
-        side=side,
-        ids=ids,
+        engine=lent.engine,
+        side=lent.side,
+        ids=lent.ids,
         settings=settings(ignore_index, temperature, None, None, num_threads),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
-        reduction=reduction,
-        filter_eps=None if filter_eps is None else check_filter(filter_eps, side["hidden_element"]),
-        orders_vocabulary=bool(order_vocabulary),
     )
-    if has_backward:
-        from xentrs import linear_torch
-
-        return linear_torch.cross_entropy(hidden, weight, bias, call, shape)
-    return reduce(call.forward(), reduction, shape, adapter)
+    return lent.adapter.wrap_differentiable(reduced(call.forward_only(), reduction, lent.shape), lent.element)
 
 
+@traceable
 def linear_expected_embedding(
     hidden: Any,
     weight: Any,
@@ -175,11 +173,12 @@ def linear_expected_embedding(
         >>> xentrs.linear_expected_embedding(np.zeros((1, 2)), np.array([[1.0, 0.0], [3.0, 4.0]]))
         array([[2., 2.]])
     """
-    adapter, side, _, shape = lend_side(hidden, weight, None, 0, bias, logit_scale, softcap, vocab_size)
-    values = _xentrs.linear_expected_embedding(side, temperature=temperature, num_threads=num_threads)
-    return adapter.wrap(values.reshape(*shape, side["hidden"].shape[-1]))
+    lent = lend_side(hidden, weight, None, 0, bias, logit_scale, softcap, vocab_size)
+    values = lent.engine.linear_expected_embedding(lent.side, temperature=temperature, num_threads=num_threads)
+    return lent.adapter.wrap(values.reshape(*lent.shape, lent.side["hidden"].shape[-1]))
 
 
+@traceable
 def linear_target_logits(
     hidden: Any,
     weight: Any,
@@ -212,13 +211,15 @@ def linear_target_logits(
         >>> xentrs.linear_target_logits(hidden, weight, np.array([7, 1]), start_column=6)
         array([ 5., nan])
     """
-    adapter, side, ids, shape = lend_side(hidden, weight, targets, 0, bias, logit_scale, softcap, None)
-    columns = weight.shape[0]
+    lent = lend_side(hidden, weight, targets, 0, bias, logit_scale, softcap, None)
+    ids, columns = lent.ids, weight.shape[0]
     start = check_count(start_column, "start_column")
+    of = namespace_of(ids)
+    # As int64 an id of 2^63 or more is negative, and so in no shard.
+    ids = ids.view(of.int64)
     inside = (ids >= start) & (ids < start + columns)
-    local = np.where(inside, ids.astype(np.int64) - start, -100)
-    logits = _xentrs.linear_target_logits(side, local, num_threads=num_threads)
-    return adapter.wrap(logits.reshape(shape))
+    logits = lent.engine.linear_target_logits(lent.side, of.where(inside, ids - start, -100), num_threads=num_threads)
+    return lent.adapter.wrap(logits.reshape(lent.shape))
 
 
 def linear_kl_divergence(
@@ -262,9 +263,17 @@ def linear_kl_divergence(
         0.110944
     """
     check_reduction(reduction)
-    adapter, p, _, shape = lend_side(p_hidden, p_weight, None, 0, p_bias, p_logit_scale, p_softcap, vocab_size, "p_")
-    _, q, _, q_shape = lend_side(q_hidden, q_weight, None, 0, q_bias, q_logit_scale, q_softcap, vocab_size, "q_")
-    if shape != q_shape:
-        raise ShapeError(f"q_hidden has rows {q_shape}, expected {shape} as p_hidden has")
-    values, flags = _xentrs.linear_kl_divergence(p, q, temperature=temperature, num_threads=num_threads)
-    return finish_divergence(values, flags, shape, adapter, reduction, return_flags)
+    if wants_operator(p_hidden, q_hidden, p_weight, q_weight, p_bias, q_bias):
+        from xentrs.torch_operators import heads, pairs
+
+        p_side = (p_hidden, p_weight, p_bias, p_logit_scale, p_softcap)
+        q_side = (q_hidden, q_weight, q_bias, q_logit_scale, q_softcap)
+        found = heads.kl_divergence(p_side, q_side, vocab_size, temperature, num_threads)
+        return pairs.finish(*found, reduction, return_flags)
+    p = lend_side(p_hidden, p_weight, None, 0, p_bias, p_logit_scale, p_softcap, vocab_size, "p_")
+    q = lend_side(q_hidden, q_weight, None, 0, q_bias, q_logit_scale, q_softcap, vocab_size, "q_", p)
+    if p.shape != q.shape:
+        raise ShapeError(f"q_hidden has rows {q.shape}, expected {p.shape} as p_hidden has")
+    values, flags, _ = p.engine.linear_kl_divergence(p.side, q.side, temperature=temperature, num_threads=num_threads)
+    element = "float64" if "float64" in (p.element, q.element) else "float32"
+    return finish_divergence(values, flags, p.shape, p.adapter, reduction, return_flags, element)

@@ -9,11 +9,11 @@ import numpy as np
 
 from xentrs import _xentrs
 from xentrs.adapters.numpy import promote
-from xentrs.arguments import align, check_count, check_index
-from xentrs.dispatch import Adapter, adapter_named, adapter_of
+from xentrs.arguments import align, check_count, check_index, lend_ids
+from xentrs.dispatch import Adapter, adapter_named, adapter_of, backend
 from xentrs.errors import DTypeError, ParamError, ShapeError
-from xentrs.heads import lend_side
-from xentrs.results import PerplexityResult, RowStats, wrap_row_stats
+from xentrs.heads import lend_side, lend_to_kernels
+from xentrs.results import PerplexityResult, RowStats, on_cpu, wrap_row_stats
 
 _Metric = TypeVar("_Metric")
 
@@ -40,9 +40,13 @@ class Perplexity:
 
     def update(self, logits: Any, targets: Any, *, shift: int = 0, num_threads: int | None = None) -> None:
         """Adds the rows of `logits` `(..., vocab)`, with their targets. Errors as in `cross_entropy`."""
-        array, element = adapter_of(logits).lend(logits, "logits")
-        array, ids = align(array, adapter_of(targets).copy_targets(targets), shift)
-        self._state.update(array, element, ids, ignore_index=self.ignore_index, num_threads=num_threads)
+        lent = adapter_of(logits).lend(logits, "logits")
+        array, ids = align(lent.array, lend_ids(targets, "targets", lent, "logits"), shift)
+        options: dict[str, Any] = {"ignore_index": self.ignore_index, "num_threads": num_threads}
+        if lent.engine is _xentrs:
+            self._state.update(array, lent.element, ids, **options)
+        else:
+            self._state.update_nll(*lent.engine.counted_nll(array, lent.element, ids, **options))
 
     def update_nll(self, nll: Any, token_count: int | None = None) -> None:
         """Adds nll values in nats, a number or an array of counted rows.
@@ -51,9 +55,9 @@ class Perplexity:
             nll: float64, or narrower and then widened.
             token_count: tokens that they cover together; their number if not given.
         """
-        values = np.atleast_1d(np.asarray(nll, dtype=np.float64)).reshape(-1)
+        values = on_cpu(nll)
         count = values.size if token_count is None else check_count(token_count, "token_count")
-        self._state.update_nll(np.ascontiguousarray(values), count)
+        self._state.update_nll(values, count)
 
     def merge_state(self, other: Perplexity) -> Perplexity:
         """Adds the totals of another metric, or its own once more.
@@ -120,7 +124,7 @@ class RowStatsState:
         ignore_index: int = -100,
     ) -> None:
         """Checks the settings; no column has come yet."""
-        self._ids = None if targets is None else adapter_of(targets).copy_targets(targets).reshape(-1)
+        self._ids = None if targets is None else _copy_ids(targets)
         self._target_logits = None if target_logits is None else _as_float64(target_logits)
         self._rows = None if rows is None else check_count(rows, "rows")
         if self._ids is not None:
@@ -159,7 +163,7 @@ class RowStatsState:
         An interrupted call leaves the state empty: half a chunk is worth nothing.
         """
         adapter = adapter_of(logits_chunk)
-        array, element = adapter.lend(logits_chunk, "logits_chunk")
+        array, element = lend_to_kernels(logits_chunk, "logits_chunk")[:2]
         if array.ndim == 1:
             array = array[np.newaxis]
         if array.ndim != 2:
@@ -190,7 +194,10 @@ class RowStatsState:
         Raises:
             ShapeError, DTypeError, ParamError: as `update`.
         """
-        adapter, side, _, shape = lend_side(hidden, weight, None, 0, bias, logit_scale, softcap, None)
+        lend_to_kernels(hidden, "hidden")
+        with backend("auto"):
+            lent = lend_side(hidden, weight, None, 0, bias, logit_scale, softcap, None)
+        adapter, side, shape = lent.adapter, lent.side, lent.shape
         if len(shape) != 1:
             raise ShapeError(f"hidden has rows {shape}, expected (rows, width)")
         elements = (side["hidden_element"], side["weight_element"])
@@ -262,6 +269,13 @@ def _distinct(mine: _Metric, other: _Metric) -> _Metric:
     return copy.deepcopy(other) if other is mine else other
 
 
+def _copy_ids(targets: Any) -> Any:
+    ids = adapter_of(targets).copy_targets(targets)
+    if not isinstance(ids, np.ndarray):
+        raise DTypeError(f"targets is on device {ids.device}, expected cpu: pass targets.cpu()")
+    return ids.reshape(-1)
+
+
 def _as_float64(values: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
-    lent = adapter_of(values).lend(values, "target_logits")
+    lent = lend_to_kernels(values, "target_logits")
     return np.ascontiguousarray(promote(lent, "float64").array).reshape(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -96,11 +97,21 @@ class RowStats:
     """Log-probabilities of the `top_k` largest logits, `(..., top_k)`."""
     top_ids: Any
     """Their columns, the lower first on equal logits, `(..., top_k)`."""
-    token_count: int
-    """Rows with a target that is not ignored."""
     isa: str
-    """What computed it: scalar, avx2, avx512, or the head's tile class avx512bf16 or amx; empty from a state."""
-    _totals: PerplexityResult
+    """What computed it: scalar, avx2, avx512, or the head's tile class avx512bf16 or amx; the type of the device (cuda,
+    cpu) where torch operations did; empty from a state.
+    """
+    _token_count: Any
+
+    @property
+    def token_count(self) -> int:
+        """Rows with a target that is not ignored."""
+        return int(self._token_count)
+
+    @cached_property
+    def _totals(self) -> PerplexityResult:
+        """Made when first asked for: it brings the nll of every row to the CPU."""
+        return total(self.nll, self.token_count)
 
     @property
     def mean_nll(self) -> float:
@@ -173,17 +184,22 @@ class LogProbMoments:
     """Variance, every column with the same weight."""
 
 
-def total(nll: np.ndarray[Any, np.dtype[np.float64]], token_count: int) -> PerplexityResult:
-    """Sums nll values exactly; zeros of ignored rows change nothing."""
+def total(nll: Any, token_count: int) -> PerplexityResult:
+    """Sums nll values exactly, on the CPU; zeros of ignored rows change nothing."""
     state = _xentrs.Perplexity()
-    state.update_nll(nll, token_count)
+    state.update_nll(on_cpu(nll), token_count)
     return PerplexityResult(**state.compute())
 
 
+def on_cpu(nll: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Numbers of any array as a flat float64 array of numpy."""
+    plain = nll.detach().double().cpu() if hasattr(nll, "detach") else nll
+    return np.ascontiguousarray(np.asarray(plain, dtype=np.float64).reshape(-1))
+
+
 def wrap_row_stats(columns: dict[str, Any], shape: tuple[int, ...], top_k: int, adapter: Adapter) -> RowStats:
-    """Makes the result from the extension's flat columns."""
+    """Makes the result from the engine's flat columns."""
     token_count, isa = columns.pop("token_count"), columns.pop("isa")
-    totals = total(columns["nll"], token_count)
     shapes = dict.fromkeys(columns, shape) | {"top_log_probs": (*shape, top_k), "top_ids": (*shape, top_k)}
     arrays = {name: adapter.wrap(column.reshape(shapes[name])) for name, column in columns.items()}
-    return RowStats(**arrays, token_count=token_count, isa=isa, _totals=totals)
+    return RowStats(**arrays, isa=isa, _token_count=token_count)

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xentrs import _xentrs
 from xentrs.arguments import lend_floats, lend_with_targets, settings
-from xentrs.dispatch import adapter_of
+from xentrs.dispatch import adapter_of, namespace_of, traceable
 from xentrs.errors import ShapeError
 from xentrs.results import LogProbMoments, TemperatureGrid
 
 
+@traceable
 def temperature_grid(
     logits: Any,
     inverse_temperatures: Sequence[float] | NDArray[Any],
@@ -49,19 +49,19 @@ def temperature_grid(
         >>> [round(float(value), 6) for value in grid.mean]
         [1.0, 1.57521]
     """
-    adapter, array, element, ids = lend_with_targets(logits, targets, shift)
+    adapter, lent, ids = lend_with_targets(logits, targets, shift)
     grid = lend_floats(inverse_temperatures, "inverse_temperatures")
     if grid.ndim != 1:
         raise ShapeError(f"inverse_temperatures have shape {grid.shape}, expected one dimension")
-    columns = _xentrs.temperature_grid(
-        array, element, ids, list(grid), settings(ignore_index, 1.0, softcap, vocab_size, num_threads)
-    )
-    rows = array.shape[:-1]
+    known = settings(ignore_index, 1.0, softcap, vocab_size, num_threads)
+    columns = lent.engine.temperature_grid(lent.array, lent.element, ids, list(grid), known)
+    rows = lent.array.shape[:-1]
     flags = adapter.wrap(columns.pop("flags").reshape(rows))
     arrays = {name: adapter.wrap(column.reshape(*rows, len(grid))) for name, column in columns.items()}
     return TemperatureGrid(inverse_temperatures=grid, flags=flags, **arrays)
 
 
+@traceable
 def renyi_entropy(
     logits: Any,
     orders: Sequence[float] | NDArray[Any] = (0.5, 2.0, np.inf),
@@ -88,16 +88,16 @@ def renyi_entropy(
         [2.079442, 2.079442, 2.079442]
     """
     adapter = adapter_of(logits)
-    array, element = adapter.lend(logits, "logits")
+    lent = adapter.lend(logits, "logits")
     wanted = lend_floats(orders, "orders")
     if wanted.ndim != 1:
         raise ShapeError(f"orders have shape {wanted.shape}, expected one dimension")
-    values, _ = _xentrs.renyi_entropy(
-        array, element, list(wanted), settings(-100, temperature, softcap, vocab_size, num_threads)
-    )
-    return adapter.wrap(values.reshape(*array.shape[:-1], len(wanted)))
+    known = settings(-100, temperature, softcap, vocab_size, num_threads)
+    values, _ = lent.engine.renyi_entropy(lent.array, lent.element, list(wanted), known)
+    return adapter.wrap(values.reshape(*lent.array.shape[:-1], len(wanted)))
 
 
+@traceable
 def log_prob_moments(
     logits: Any,
     *,
@@ -119,19 +119,19 @@ def log_prob_moments(
         (-1.155245, 0.106766)
     """
     adapter = adapter_of(logits)
-    array, element = adapter.lend(logits, "logits")
-    if array.shape[-1] == 0:
+    lent = adapter.lend(logits, "logits")
+    if lent.array.shape[-1] == 0:
         raise ShapeError("logits have vocab 0, expected at least 1 column for a mean")
     known = settings(-100, temperature, softcap, vocab_size, num_threads)
-    columns = _xentrs.temperature_grid(array, element, None, [1.0, 0.0], known)
+    columns = lent.engine.temperature_grid(lent.array, lent.element, None, [1.0, 0.0], known)
     lse, mean, variance = (columns[name].reshape(-1, 2) for name in ("lse", "mean", "variance"))
     # At inverse temperature 0 the columns that are possible count, and lse is the log of their number.
-    vocab = array.shape[-1] if vocab_size is None else vocab_size
-    is_whole = np.rint(np.exp(lse[:, 1])) == vocab
-    is_defined = np.isfinite(lse[:, 0])
-    means = np.where(is_whole, mean[:, 1] - lse[:, 0], np.where(is_defined, -np.inf, np.nan))
-    rows = array.shape[:-1]
+    vocab, of = lent.array.shape[-1] if vocab_size is None else vocab_size, namespace_of(lse)
+    is_whole = of.round(of.exp(lse[:, 1])) == vocab
+    is_defined = of.isfinite(lse[:, 0])
+    means = of.where(is_whole, mean[:, 1] - lse[:, 0], of.where(is_defined, -np.inf, np.nan))
+    rows = lent.array.shape[:-1]
     return LogProbMoments(
         mean=adapter.wrap(means.reshape(rows)),
-        variance=adapter.wrap(np.where(is_whole, variance[:, 1], np.nan).reshape(rows)),
+        variance=adapter.wrap(of.where(is_whole, variance[:, 1], np.nan).reshape(rows)),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,103 @@ TRAINING_LINES = [
 ]
 
 
+FUNCTIONAL_MODULES = {
+    *("test_edge_arrays", "test_edge_cross_entropy", "test_edge_divergence", "test_edge_entropy", "test_edge_lse"),
+    *("test_edge_scaled", "test_edge_totals", "test_golden", "test_inputs", "test_losses", "test_divergences"),
+    *("test_tempered", "test_linear", "test_linear_accuracy", "test_linear_inputs", "test_linear_gradients"),
+}
+"""Their tests run once with the kernels, once with torch operations on the CPU and, where there is one, on a GPU."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: many seconds; left out by `make check`")
+    config.addinivalue_line("markers", "rust_only(reason): of the kernels alone; not run with torch operations")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Adds the engine to the tests of functions; without CUDA one skipped test in test_torch_backend.py says so."""
+    if metafunc.module.__name__ not in FUNCTIONAL_MODULES:
+        return
+    engines = [pytest.param("kernels", id=pytest.HIDDEN_PARAM)]
+    if metafunc.definition.get_closest_marker("rust_only") is None:
+        import torch
+
+        engines.append(pytest.param("torch", id="torch"))
+        if torch.cuda.is_available():
+            engines.append(pytest.param("cuda", id="cuda", marks=pytest.mark.gpu))
+    metafunc.parametrize("engine", engines, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """What computes. For "torch" and "cuda" numpy arrays are lent as tensors, on the CPU without a copy where torch has
+    such strides, and results become numpy arrays again: tests need not know.
+    """
+    name: str = getattr(request, "param", "kernels")
+    if name == "kernels":
+        yield name
+        return
+    import xentrs
+
+    _lend_tensors(monkeypatch, "cuda" if name == "cuda" else "cpu")
+    with xentrs.backend("torch"):
+        yield name
+
+
+def _lend_tensors(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    import numpy as np
+    import torch
+    import xentrs
+    from xentrs import arguments, torch_ops
+    from xentrs.adapters import numpy as of_numpy
+    from xentrs.adapters import torch as of_torch
+    from xentrs.dispatch import current_backend
+
+    lend, lend_tensor, wrap, wrap_tensor = of_numpy.lend, of_torch.lend, of_numpy.wrap, of_torch.wrap
+
+    def lend_as_tensor(values: Any, name: str) -> Any:
+        lent = lend(values, name)
+        if current_backend() != "torch":
+            return lent
+        tensor = _as_tensor(lent.array).to(device)
+        return of_numpy.Lent(
+            tensor.view(torch.bfloat16) if lent.element == "bfloat16" else tensor, lent.element, torch_ops
+        )
+
+    def lend_there(values: Any, name: str) -> Any:
+        return lend_tensor(
+            values if current_backend() != "torch" or values.device.type != "cpu" else values.to(device), name
+        )
+
+    monkeypatch.setattr(np.testing, "assert_array_equal", _assert_nearly_equal)
+    packed = xentrs.PackedHead
+    monkeypatch.setattr(xentrs, "PackedHead", lambda weight: weight if packed(weight) else None)
+    monkeypatch.setattr(of_numpy, "lend", lend_as_tensor)
+    monkeypatch.setattr(of_numpy, "wrap", lambda array: wrap(array.cpu() if hasattr(array, "cpu") else array))
+    if device != "cpu":
+        monkeypatch.setattr(of_torch, "lend", lend_there)
+        monkeypatch.setattr(of_torch, "wrap", lambda array: wrap_tensor(array).cpu())
+        monkeypatch.setattr(arguments, "check_device", lambda *_: None)
+
+
+def _assert_nearly_equal(actual: Any, desired: Any, err_msg: str = "", verbose: bool = True) -> None:
+    """Torch operations promise no bits: two ways to a float64 may differ in its last; zeros and infinities may not."""
+    import numpy as np
+
+    np.testing.assert_allclose(actual, desired, rtol=1e-13, atol=0, err_msg=err_msg)
+    assert np.broadcast_shapes(np.shape(actual), np.shape(desired)) == np.shape(actual)
+
+
+def _as_tensor(array: Any) -> Any:
+    """The same memory, or a copy where torch has no such strides or alignment."""
+    import warnings
+
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # read-only memory is not written
+        aligned = all(stride >= 0 and stride % array.itemsize == 0 for stride in array.strides) and array.flags.aligned
+        return torch.from_numpy(array if aligned else array.copy())
 
 
 @dataclass(frozen=True)

@@ -227,6 +227,7 @@ def test_shift_takes_each_row_with_the_next_target(dtype: np.dtype[Any]) -> None
         xe.row_stats(logits[0, 0], np.array(0), shift=1)
 
 
+@pytest.mark.rust_only("4.3e9 elements take minutes")
 def test_b13_more_than_2_to_32_elements_without_memory() -> None:
     """One row of 262,144 logits, given as 16,400 rows: 4.3e9 elements, all rows equal."""
     vocab, rows = 262_144, 16_400
@@ -241,6 +242,7 @@ def test_b13_more_than_2_to_32_elements_without_memory() -> None:
         assert stats.nll[place] == xe.row_stats(row, targets[place : place + 1]).nll[0]
 
 
+@pytest.mark.rust_only("4.3e9 elements take minutes")
 def test_b13_one_row_longer_than_2_to_31() -> None:
     """Untouched zero pages, and one logit past the border of a 32-bit column number."""
     vocab, place = 2**31 + 5000, 2**31 + 4099
@@ -265,6 +267,7 @@ def test_b15_overlapping_inputs() -> None:
     np.testing.assert_array_equal(both.argmax, 0)
 
 
+@pytest.mark.rust_only("other threads see no backend")
 def test_b17_the_only_reference_is_the_call() -> None:
     logits, targets = noise(VOCAB, F32, 64), np.arange(64)
     wanted = xe.row_stats(logits, targets).nll
@@ -287,6 +290,7 @@ def test_b21_memmap(tmp_path: Path) -> None:
     assert_same_stats(xe.row_stats(mapped), xe.row_stats(logits))
 
 
+@pytest.mark.rust_only("numpy alone")
 def test_b22_array_subclass_is_asked_once() -> None:
     calls = 0
 

@@ -292,7 +292,7 @@ def test_kl_divergence(names: tuple[str, str]) -> None:
                 from_p = p.bound[row] * ref.total(p_share * np.abs(ref.log_ratios(p_row, q_row) - right[row]))
                 from_q = q.bound[row] * ref.total(np.abs(p_share - q_share))
                 allowed[row] = from_p + from_q + ref.kl_bound(p_row, q_row, compute)
-            for given in (np.asarray, as_torch):
+            for given in (as_torch, np.asarray):
                 lent = [given(side) for side in (p_hidden, p_weight, q_hidden, q_weight)]
                 options: dict[str, Any] = {f"p_{name}": value for name, value in p_options.items()} | both
                 options |= {f"q_{name}": value for name, value in q_options.items()}
@@ -300,7 +300,7 @@ def test_kl_divergence(names: tuple[str, str]) -> None:
                 assert isinstance(got, type(lent[0]))
                 assert not np.asarray(flags).any()
                 assert (np.abs(np.asarray(got) - right) <= allowed).all(), (options, got, right, allowed)
-            # "sum" and "mean" are of the same rows' values, rounded once: 2^-52 covers numpy's sum of three.
+            # numpy's "sum" and "mean" are of the same rows' values, rounded once: 2^-52 covers numpy's sum of three.
             total, mean = (float(xe.linear_kl_divergence(*lent, **options, reduction=name)) for name in ("sum", "mean"))
             assert total == pytest.approx(np.asarray(got).sum(), rel=2**-52)
             assert mean == pytest.approx(total / 3, rel=2**-52)

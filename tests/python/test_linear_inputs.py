@@ -44,6 +44,7 @@ def assert_same_rows(got: Any, wanted: Any, picked: Any = slice(None), message: 
 
 
 @DTYPE
+@pytest.mark.rust_only("bits of the products")
 def test_threads_and_other_rows_change_no_bit(dtype: np.dtype[Any]) -> None:
     """Any number of threads; rows alone, in another order, in small batches, beside ignored rows."""
     hidden, weight, targets = given(ROWS, dtype)
@@ -67,6 +68,7 @@ def test_threads_and_other_rows_change_no_bit(dtype: np.dtype[Any]) -> None:
 
 
 @PAIR
+@pytest.mark.rust_only("bits of the products")
 def test_packed_heads_and_torch_change_no_bit(names: tuple[str, str]) -> None:
     """Also in a loss and a divergence, with a bias and without the last columns."""
     hidden, weight, targets = given(7, F64)
@@ -85,7 +87,8 @@ def test_packed_heads_and_torch_change_no_bit(names: tuple[str, str]) -> None:
                 kept = F64 if "float64" in names or states is hidden else F32
                 assert isinstance(again, type(states))
                 assert same_bytes(again) == same_bytes(loss.astype(kept))
-                assert same_bytes(xe.linear_kl_divergence(states, head, hidden[::-1], head)) == same_bytes(kl)
+                divergence = xe.linear_kl_divergence(states, head, hidden[::-1], head)
+                assert same_bytes(divergence) == same_bytes(kl.astype(kept))
 
 
 LAYOUTS: Final[dict[str, Callable[[Array], Array]]] = {
@@ -103,6 +106,7 @@ LAYOUTS: Final[dict[str, Callable[[Array], Array]]] = {
 
 @DTYPE
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
+@pytest.mark.rust_only("bits of the products")
 def test_layouts_change_no_bit(layout: Callable[[Array], Array], dtype: np.dtype[Any]) -> None:
     hidden, weight, targets = given(20, dtype)
     wanted = xe.linear_row_stats(hidden, weight, targets, top_k=3)
@@ -112,6 +116,7 @@ def test_layouts_change_no_bit(layout: Callable[[Array], Array], dtype: np.dtype
 
 
 @DTYPE
+@pytest.mark.rust_only("bits of the products")
 def test_broadcast_and_leading_axes(dtype: np.dtype[Any]) -> None:
     hidden, weight, targets = given(6, dtype)
     wanted = xe.linear_row_stats(hidden, weight, targets)
@@ -131,6 +136,7 @@ COPIES: Final = [3, 19, 3 + 4096, 2048, 4096, 8192, 8200]
 
 @DTYPE
 @pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
+@pytest.mark.rust_only("bits of the products")
 def test_equal_weights_tie_exactly(packed: bool, dtype: np.dtype[Any]) -> None:
     """Ranks count columns strictly above; no other column lies within the error of the copies."""
     hidden, weight = draw([31], 5, 100, dtype=dtype), draw([32], 8201, 100, dtype=dtype)
@@ -162,6 +168,7 @@ def test_equal_weights_tie_exactly(packed: bool, dtype: np.dtype[Any]) -> None:
         ("float64", "float64", 32 * 33 * 8),
     ],
 )
+@pytest.mark.rust_only("packed heads")
 def test_packed_head_says_what_it_holds(dtype: str, kept: str, count: int) -> None:
     """Rows padded to 16, bfloat16 with the width padded to 32; a copy, so that the weights may change after."""
     hidden, weight, targets = given(3, ref.DTYPES[dtype], vocab=17)
@@ -176,6 +183,7 @@ def test_packed_head_says_what_it_holds(dtype: str, kept: str, count: int) -> No
 
 
 @pytest.mark.parametrize(("shape", "byte_count"), [((0, 3), 0), ((3, 0), 64), ((0, 0), 0)], ids=str)
+@pytest.mark.rust_only("packed heads")
 def test_packed_head_of_nothing(shape: tuple[int, int], byte_count: int) -> None:
     """A width of 0 counts as 1."""
     head = xe.PackedHead(np.zeros(shape, np.float32))
@@ -184,6 +192,7 @@ def test_packed_head_of_nothing(shape: tuple[int, int], byte_count: int) -> None
 
 @DTYPE
 @pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed"])
+@pytest.mark.rust_only("bits of the products")
 def test_special_hidden_states_stay_in_their_row(packed: bool, dtype: np.dtype[Any]) -> None:
     """NaN, and infinities times weights of one sign, of both signs."""
     hidden, weight, targets = given(20, dtype)
@@ -206,6 +215,7 @@ def test_special_hidden_states_stay_in_their_row(packed: bool, dtype: np.dtype[A
 
 @DTYPE
 @pytest.mark.parametrize("column", [0, 4095, 4096, VOCAB - 1])
+@pytest.mark.rust_only("bits of the products")
 def test_nan_in_a_weight_row_is_in_every_row_that_is_read(column: int, dtype: np.dtype[Any]) -> None:
     """But in none where the column is padding, and in no ignored row."""
     hidden, weight, _ = given(5, dtype)
@@ -243,6 +253,7 @@ def test_a_bias_of_minus_infinity_makes_a_column_impossible(dtype: np.dtype[Any]
 
 
 @DTYPE
+@pytest.mark.rust_only("bits of the products")
 def test_no_rows_and_no_width(dtype: np.dtype[Any]) -> None:
     hidden, weight, _ = given(2, dtype, vocab=17)
     empty = xe.linear_row_stats(hidden[:0], weight, [], top_k=2)
@@ -341,6 +352,17 @@ BAD: Final[dict[str, tuple[Callable[[], Any], type[Exception], str]]] = {
 }
 
 
+OF_PACKED: Final = {name: BAD.pop(name) for name in list(BAD) if "packed" in name}
+
+
+@pytest.mark.parametrize(("bad", "error", "message"), OF_PACKED.values(), ids=list(OF_PACKED))
+@pytest.mark.rust_only("packed heads")
+def test_bad_input_of_packed_heads(bad: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as raised:
+        bad()
+    assert type(raised.value) is error
+
+
 @pytest.mark.parametrize(("bad", "error", "message"), BAD.values(), ids=list(BAD))
 def test_bad_input(bad: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message) as raised:
@@ -348,6 +370,7 @@ def test_bad_input(bad: Callable[[], Any], error: type[Exception], message: str)
     assert type(raised.value) is error
 
 
+@pytest.mark.rust_only("instruction sets")
 def test_isa_names_what_made_the_products() -> None:
     tiles = {"scalar", "avx2", "avx512", "avx512bf16", "amx"}
     for name in ref.DTYPES:
@@ -393,6 +416,7 @@ def output_of(isa: str) -> list[str]:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.rust_only("instruction sets")
 def test_float_products_have_the_same_bits_on_every_instruction_set(isa: str) -> None:
     """And without tiles bfloat16 is multiplied as float32."""
     if isa not in xe.available_isas():

@@ -24,7 +24,6 @@ from reference import Array, Floats
 from test_bindings_torch import as_torch
 from test_edge_isa import ISAS, digest
 from test_edge_lse import noise, some_negative_infinity
-from test_losses import given
 
 DTYPE = pytest.mark.parametrize("dtype", ref.DTYPES.values(), ids=list(ref.DTYPES))
 NAN, INF = math.nan, math.inf
@@ -32,6 +31,11 @@ FIELDS: Final = ("lse", "mean", "variance", "entropy", "nll")
 GRID: Final = (4.0, 0.0, 1.0, 0.5, 2.0, 0.25, 8.0, 3.3, 1.0, 1e-30, 64.0, 0.1, 1e-3)
 """Unsorted, with a duplicate, and chains of doublings that are longer than one exponential serves."""
 ORDERS: Final = (0.0, 0.5, 0.999, 1.0, 1.001, 2.0, 3.7, 30.0, INF)
+
+
+def given(logits: Array) -> Any:
+    """bfloat16 as a torch tensor, everything else as numpy."""
+    return as_torch(logits) if logits.dtype == ref.DTYPES["bfloat16"] else logits
 
 
 def exact_fields(row: Floats, target: int, inverse_temperature: float) -> dict[str, float]:
@@ -349,6 +353,7 @@ def all_digests(num_threads: int | None = None) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.rust_only("instruction sets")
 def test_every_instruction_set_has_the_same_bits(isa: str) -> None:
     if isa not in xe.available_isas():
         pytest.skip(f"this machine lacks {isa}: it has {', '.join(xe.available_isas())}")
@@ -363,6 +368,7 @@ def test_every_instruction_set_has_the_same_bits(isa: str) -> None:
     assert [key for key in here if here[key] != answer.get(key)] == []
 
 
+@pytest.mark.rust_only("bits for any threads")
 def test_every_thread_count_has_the_same_bits() -> None:
     wanted = all_digests(1)
     for num_threads in (2, 3):

@@ -7,16 +7,29 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from xentrs import _xentrs
 from xentrs.errors import DTypeError, ShapeError
 
 ELEMENTS = ("float32", "float16", "bfloat16", "float64")
 
 
 class Lent(NamedTuple):
-    """Logits as the extension takes them: bfloat16 stands as the int16 of the same bits."""
+    """Logits as an engine takes them. For the extension they are a numpy array, where bfloat16 stands as the int16 of
+    the same bits; for `xentrs.torch_ops` they are a tensor.
+    """
 
-    array: NDArray[Any]
+    array: Any
     element: str
+    engine: Any = _xentrs
+
+    @property
+    def device(self) -> str:
+        """Where the array lies."""
+        return str(self.array.device) if self.engine is not _xentrs else "cpu"
+
+    def place(self, array: Any) -> Any:
+        """Brings another argument's copy to where the array lies."""
+        return array if self.engine is _xentrs else self.engine.place(array, self.array)
 
 
 def lend(values: Any, name: str) -> Lent:
@@ -50,10 +63,14 @@ def check_axes(shape: tuple[int, ...], name: str) -> None:
 
 
 def promote(lent: Lent, element: str) -> Lent:
-    """Copies to a wider element, float32 or float64; the same memory where it is that element already."""
+    """Copies to a wider element, float32 or float64; the same memory where it is that element already. Tensors stay:
+    torch operations widen the numbers of a block at a time.
+    """
     if lent.element == element:
         return lent
     array = lent.array
+    if lent.engine is not _xentrs:
+        return lent._replace(element=element)
     if lent.element == "bfloat16":
         # A bfloat16 is the upper half of the float32 of the same value.
         array = (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
@@ -77,6 +94,11 @@ def copy_targets(values: Any, name: str = "targets") -> NDArray[Any]:
     return np.array(array, dtype=wide, order="C", copy=True)
 
 
-def wrap(array: NDArray[Any]) -> Any:
+def wrap_differentiable(array: NDArray[Any], element: str) -> Any:
+    """The same for a function with a backward: float64."""
+    return wrap(array)
+
+
+def wrap(array: Any) -> Any:
     """Results for a caller who gave numpy arrays."""
-    return array
+    return np.asarray(array)

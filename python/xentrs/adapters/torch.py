@@ -1,13 +1,18 @@
-"""torch tensors on the CPU. This module is imported only after the caller has imported torch."""
+"""torch tensors: on the CPU lent to the kernels like numpy arrays, elsewhere as they are to torch operations.
+
+This module is imported only after the caller has imported torch.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from xentrs import torch_ops
 from xentrs.adapters import numpy as numpy_adapter
+from xentrs.dispatch import current_backend
 from xentrs.errors import DTypeError
 
 _ELEMENTS = {
@@ -19,11 +24,11 @@ _ELEMENTS = {
 
 
 def lend(values: torch.Tensor, name: str) -> numpy_adapter.Lent:
-    """Returns the tensor's own memory and the name of its elements.
+    """Returns the tensor's own memory, the name of its elements, and what computes with it.
 
     Raises:
-        DTypeError: elements that no kernel takes, a tensor elsewhere than on the CPU, one that is sparse, quantised or
-            meta, one that requires grad (the function has no backward).
+        DTypeError: elements that no kernel takes, a tensor that is sparse, quantised or meta, one on a device without
+            float64, one that requires grad (the function has no backward).
         ShapeError: a single number.
     """
     _check_plain(values, name)
@@ -33,29 +38,52 @@ def lend(values: torch.Tensor, name: str) -> numpy_adapter.Lent:
     if values.requires_grad and torch.is_grad_enabled():
         raise DTypeError(f"{name} requires grad, but this function has no backward: pass {name}.detach()")
     numpy_adapter.check_axes(tuple(values.shape), name)
-    plain = values.detach().resolve_neg()
+    plain = values.detach()
+    if plain.device.type != "cpu" or current_backend() == "torch":
+        return numpy_adapter.Lent(plain, element, torch_ops)
+    plain = plain.resolve_neg()
     if element == "bfloat16":
         plain = plain.view(torch.int16)
     return numpy_adapter.Lent(plain.numpy(), element)
 
 
-def copy_targets(values: torch.Tensor, name: str = "targets") -> NDArray[Any]:
-    """Copies class ids to a new int64 array; uint64 stays itself.
+def copy_targets(values: torch.Tensor, name: str = "targets") -> Any:
+    """Copies class ids to a new int64 array, a numpy array where they lie on the CPU; uint64 stays itself.
 
     Raises:
-        DTypeError: anything but integers, or a tensor elsewhere than on the CPU.
+        DTypeError: anything but integers.
     """
     _check_plain(values, name)
-    return numpy_adapter.copy_targets(values.detach().numpy(), name)
+    if values.device.type == "cpu":
+        return numpy_adapter.copy_targets(values.detach().numpy(), name)
+    if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        raise DTypeError(f"{name} has dtype {values.dtype}, expected integers")
+    return values.clone() if values.dtype == torch.uint64 else values.to(torch.int64, copy=True)
 
 
-def wrap(array: NDArray[Any]) -> torch.Tensor:
+def wrap(array: Any) -> torch.Tensor:
     """Results for a caller who gave tensors, without a copy."""
-    return torch.from_numpy(array)
+    return array if isinstance(array, torch.Tensor) else torch.from_numpy(np.asarray(array))
+
+
+def wrap_differentiable(array: Any, element: str) -> torch.Tensor:
+    """The same for a function with a backward: float32, or float64 for float64."""
+    return wrap(array).to(torch.float64 if element == "float64" else torch.float32)
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether sums can be made in float64 there."""
+    return device.type != "mps"
 
 
 def _check_plain(values: torch.Tensor, name: str) -> None:
+    if values.is_cpu and values.layout is torch.strided and not values.is_quantized:
+        return
     if values.layout != torch.strided or values.is_quantized:
         raise DTypeError(f"{name} is a sparse or quantised tensor, expected a dense one")
-    if values.device.type != "cpu":
-        raise DTypeError(f"{name} is on device {values.device}, expected cpu: pass {name}.cpu()")
+    if values.device.type == "meta":
+        raise DTypeError(f"{name} is on device meta, expected cpu or another device that holds numbers")
+    if not has_float64(values.device):
+        raise DTypeError(
+            f"{name} is on device {values.device}, which has no float64 to sum in, expected cpu: pass {name}.cpu()"
+        )
