@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # maturin calls pip, which would list every requirement that is there already.
 export PIP_QUIET = 1
 
-.PHONY: help demo test check lint typecheck rust-test python-test test-exhaustive bench bench-check bench-scaling bench-plot bench-kernels bench-head wheel build model clean
+.PHONY: help demo test check lint typecheck rust-test python-test test-exhaustive bench bench-check bench-scaling bench-plot bench-kernels bench-head bench-backward bench-gpu wheel build model clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -71,6 +71,13 @@ bench-check: build ## has a kernel become slower? ratios to the read probe again
 
 bench-head: build ## the head without logits against torch, forward and backward (half an hour)
 	$(BIN)/python benches/head.py --csv
+
+bench-backward: build ## cross_entropy forward and backward against torch, and what a call costs beyond its work (5 minutes)
+	$(BIN)/python benches/backward.py
+	THP_MEM_ALLOC_ENABLE=1 $(BIN)/python benches/backward.py --work backward
+
+bench-gpu: build ## on a GPU, against torch and cut-cross-entropy: speed and memory; says so where there is none
+	$(BIN)/python benches/gpu.py
 
 bench-scaling: build ## speed of one row, few rows and many rows for 1, 2, 4, ... all threads
 	$(BIN)/python benches/scaling.py
