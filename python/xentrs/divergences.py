@@ -23,7 +23,10 @@ def kl_divergence(
     return_flags: bool = False,
     num_threads: int | None = None,
 ) -> Any:
-    """Computes KL(p||q) = sum p ln(p / q) of the softmaxes of each row, p first, in nats, float64, never below 0.
+    """Computes KL(p||q) = sum p ln(p / q) of the softmaxes of each row, p first, in nats, never below 0.
+
+    It has a backward for torch tensors, by either side or both, which reads both once more and holds nothing of their
+    size but the gradients.
 
     Args:
         p_logits, q_logits: both `(..., vocab)`. If their dtypes differ, both are copied to the wider one: float64 if
@@ -33,6 +36,9 @@ def kl_divergence(
         log_probs: `p_logits` are stored log-probabilities; a row that does not sum to 1 within 1e-3 is an error.
         return_flags: also return the rows' flags (see `Flag`), shape `p_logits.shape[:-1]`.
         num_threads: as in `row_stats`.
+
+    Returns:
+        float64; for torch tensors float32, or float64 where one of them is.
 
     Raises:
         ShapeError, DTypeError, ParamError, NotNormalizedError (with `log_probs`).
@@ -67,9 +73,9 @@ def js_divergence(
 ) -> Any:
     """Computes the Jensen-Shannon divergence of each row, in [0, ln 2]: the mean of KL(p||m) and KL(q||m), m the mean
     of p and q. Terms are of one sign, so close pairs keep their accuracy. The logarithm of a mixture needs both
-    normalisers first: this is the one function that reads its arrays twice.
+    normalisers first: this is the one function that reads its arrays twice, and so does its backward.
 
-    Arguments and errors are those of `kl_divergence`.
+    Arguments, results and errors are those of `kl_divergence`.
 
     Example:
         >>> import numpy as np, xentrs

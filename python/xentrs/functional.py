@@ -1,7 +1,8 @@
 """The functions: logits in, statistics out. numpy arrays give numpy results, torch tensors torch results.
 
 Storage float32, float16 and bfloat16 compute in float32 lanes with float64 totals, float64 in float64; results are
-float64 and have the same bits for any number of threads, any batch of rows and any instruction set.
+float64 and have the same bits for any number of threads, any batch of rows and any instruction set. Functions with a
+backward, `logsumexp`, `entropy` and `cross_entropy`, round theirs to float32 for torch tensors that are not float64.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def row_stats(
 
     Args:
         logits: `(..., vocab)`, float32, float16, bfloat16 or float64; any strides, read-only is fine, never copied.
+            numpy arrays, torch tensors on any device, or another library's with `__dlpack__` or `__array__`.
         targets: class ids, shape `logits.shape[:-1]`, any integer dtype; copied, then checked.
         shift: 1 scores `logits[..., :-1, :]` against `targets[..., 1:]` without a copy, as causal models need it.
         temperature: divides the logits; from 1e-30 to 1e30.
@@ -58,7 +60,8 @@ def row_stats(
         Arrays of shape `logits.shape[:-1]`, with `shift` one shorter on the last axis.
 
     Raises:
-        ShapeError, DTypeError, TargetError, ParamError, NonFiniteError (with `strict`).
+        ShapeError, DTypeError (also for a tensor that requires grad: this function has no backward), TargetError,
+        ParamError, NonFiniteError (with `strict`).
 
     Example:
         >>> import numpy as np, xentrs
@@ -90,7 +93,13 @@ def logsumexp(
     vocab_size: int | None = None,
     num_threads: int | None = None,
 ) -> Any:
-    """Computes ln sum e^z of each row, float64, shape `logits.shape[:-1]`; z as in `row_stats`.
+    """Computes ln sum e^z of each row, shape `logits.shape[:-1]`; z as in `row_stats`.
+
+    It has a backward for torch tensors, which reads the logits once more and holds nothing of their size but the
+    gradient.
+
+    Returns:
+        float64; for torch tensors float32, or float64 where they are.
 
     Raises:
         ShapeError, DTypeError, ParamError.
@@ -118,7 +127,12 @@ def entropy(
     vocab_size: int | None = None,
     num_threads: int | None = None,
 ) -> Any:
-    """Computes the entropy of the softmax of each row in nats, float64, shape `logits.shape[:-1]`; never below 0.
+    """Computes the entropy of the softmax of each row in nats, shape `logits.shape[:-1]`; never below 0.
+
+    It has a backward for torch tensors, as `logsumexp` has.
+
+    Returns:
+        float64; for torch tensors float32, or float64 where they are.
 
     Raises:
         ShapeError: also for a vocabulary of 0.
@@ -156,8 +170,8 @@ def cross_entropy(
     vocab_size: int | None = None,
     num_threads: int | None = None,
 ) -> Any:
-    """Computes the cross-entropy of each target in nats, float64: the meaning of `torch.nn.functional.cross_entropy`
-    with the class dimension last.
+    """Computes the cross-entropy of each target in nats: the meaning of `torch.nn.functional.cross_entropy` with the
+    class dimension last. It has a backward for torch tensors, as `logsumexp` has; the gradient of ignored rows is 0.
 
     Args:
         logits: `(..., vocab)`.
@@ -170,6 +184,9 @@ def cross_entropy(
         weight: one weight for each class, `(vocab,)`; "mean" divides by the sum of the targets' weights, as torch does,
             and the z-loss by the number of rows.
         ignore_index, shift, temperature, softcap, vocab_size, num_threads: as in `row_stats`.
+
+    Returns:
+        float64; for torch tensors float32, or float64 where the logits are.
 
     Raises:
         ShapeError, DTypeError, TargetError, ParamError.

@@ -240,7 +240,8 @@ def linear_kl_divergence(
     return_flags: bool = False,
     num_threads: int | None = None,
 ) -> Any:
-    """Computes KL(p||q) = sum p ln(p / q) of two models over one vocabulary, without the logits of either.
+    """Computes KL(p||q) = sum p ln(p / q) of two models over one vocabulary, without the logits of either. With torch
+    tensors it has a backward by either side, as `linear_cross_entropy` has: a student may be trained on a teacher.
 
     Args:
         p_hidden, q_hidden: `(..., width)` each; the rows are the same tokens, the widths and types may differ.
@@ -250,7 +251,8 @@ def linear_kl_divergence(
         vocab_size: as in `linear_row_stats`, for both.
 
     Returns:
-        float64 in nats, shape `p_hidden.shape[:-1]` with "none".
+        Nats, shape `p_hidden.shape[:-1]` with "none". float64 for numpy arrays; for torch tensors float32, or float64
+        where hidden states or weights are.
 
     Raises:
         ShapeError, DTypeError, ParamError.
