@@ -116,7 +116,7 @@ def log_prob_moments(
         >>> import numpy as np, xentrs
         >>> moments = xentrs.log_prob_moments(np.log([0.5, 0.25, 0.25]))
         >>> round(float(moments.mean), 6), round(float(moments.variance), 6)
-        (-1.155245, 0.106766)
+        (-1.155245, 0.106767)
     """
     adapter = adapter_of(logits)
     lent = adapter.lend(logits, "logits")
