@@ -163,8 +163,9 @@ def test_text_file_that_is_not_utf8(tmp_path: Path, data: bytes, line: int, byte
 def test_unusable_inputs_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(b"x")
     for name, what in (
-        (tmp_path, "is a directory"),
+        (tmp_path, "a folder without a file of a known kind: .txt"),
         (tmp_path / "none.txt", "no such file"),
+        (tmp_path / "*.txt", "matches no file"),
         ("a\0b", "null byte"),
     ):
         with pytest.raises(InputError, match=what):

@@ -83,7 +83,8 @@ _POSITIVE = click.IntRange(min=1)
 def score_command(**options: Any) -> int:
     """Exact per-token likelihoods of documents.
 
-    INPUT is a .txt file (one document), a .jsonl file (one document per line) or - for stdin.
+    INPUT is a .txt file (one document), a .jsonl file (one document per line), either with .gz or .zst behind it, a
+    folder of such files, a pattern in quotes ('data/**/*.jsonl.gz') or - for stdin.
     """
     return _score(ScoreOptions(**options))
 

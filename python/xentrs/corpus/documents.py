@@ -39,7 +39,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A record that goes to the quarantine; line numbers start at 1, the byte offset is within the file."""
+    """A record that goes to the quarantine; line numbers start at 1, the byte offset is within the file, unpacked."""
 
     source: str
     line: int
@@ -75,9 +75,10 @@ def read_items(sources: Sequence[Source], cursor: Cursor, text_key: str, id_key:
 
 def _read_text(source: Source, file: IO[bytes]) -> Document | Rejected:
     """A text file is one document, line ends and all; only a byte order mark is taken off."""
-    if source.byte_count > MAX_RECORD_BYTES:
+    is_longer = not source.compression and source.byte_count > MAX_RECORD_BYTES
+    data = b"" if is_longer else file.read(MAX_RECORD_BYTES + 1)
+    if is_longer or len(data) > MAX_RECORD_BYTES:
         return _too_long(source, 1, 0, "document")
-    data = file.read(MAX_RECORD_BYTES + 1)
     bom = len(_BOM) if data.startswith(_BOM) else 0
     try:
         return Document(source.name, source.name, 1, decode_utf8(data[bom:]))

@@ -176,6 +176,7 @@ def _score(part: Part, runner: Runner, sources: Sequence[Source], settings: Sett
 
 
 def _byte_position(sources: Sequence[Source], position: Position) -> int:
-    """Bytes of all inputs before `position`."""
+    """Bytes of all inputs before `position`; of a compressed one those read unpacked, at most its size."""
     cursor = position.cursor
-    return sum(source.byte_count for source in sources[: cursor.source]) + cursor.byte_offset
+    inside = min(cursor.byte_offset, sources[cursor.source].byte_count) if cursor.source < len(sources) else 0
+    return sum(source.byte_count for source in sources[: cursor.source]) + inside

@@ -1,12 +1,13 @@
 """The inputs of a run: which files, in which format, with which content.
 
-In: the names a user gave, "-" for stdin. Out: `Source` entries with size and SHA-256 (they go into the
-fingerprint), and warnings. stdin is spooled into an unnamed temporary file first, so that a RUN can tell
+In: the names a user gave, files, folders, patterns, "-" for stdin. Out: `Source` entries with size and SHA-256 (they go
+into the fingerprint), and warnings. stdin is spooled into an unnamed temporary file first, so that a RUN can tell
 whether it gets the same text again.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import sys
@@ -17,14 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from xentrs.corpus.compressed import COMPRESSIONS, unpack
 from xentrs.errors import InputChangedError, XentrsError
 
 FORMATS = {".txt": "txt", ".text": "txt", ".md": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+_KINDS = f"{', '.join(FORMATS)}, with {' or '.join(COMPRESSIONS)} behind it or not"
 _READ_BYTES = 1 << 20
 
 
 class InputError(XentrsError, ValueError):
-    """An input that cannot be one: missing, a folder, of an unknown kind."""
+    """An input that cannot be one: missing, a folder of nothing, of an unknown kind."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Source:
     byte_count: int
     sha256: str
     path: Path | None  # None: the spooled stdin
+    compression: str = ""  # one of COMPRESSIONS, or none; byte_count and sha256 are those of the file as it lies
     spool: BinaryIO | None = field(default=None, compare=False, repr=False)
     changed_ns: int = 0
 
@@ -56,7 +60,7 @@ class Source:
         except FileNotFoundError:
             raise InputChangedError(f"{self.name} vanished during the run") from None
         with file:
-            yield file
+            yield unpack(file, self.name, self.compression) if self.compression else file
             self._check_unchanged(file)
 
     def _check_unchanged(self, file: IO[bytes]) -> None:
@@ -68,15 +72,16 @@ class Source:
 
 
 def open_sources(inputs: Sequence[str], stdin_format: str = "txt") -> tuple[list[Source], list[str]]:
-    """Check and hash every input, in the order given; a file given twice counts once, with a warning.
+    """Check and hash every input, in the order given; a file given twice counts once, with a warning. A folder stands
+    for the files of known kinds in it and below it, a pattern for the files it matches, both in the order of names.
 
     Raises:
-        InputError: an input is missing, a folder, unreadable or of an unknown kind.
+        InputError: an input is missing, unreadable or of an unknown kind, or stands for no file.
     """
     sources: list[Source] = []
     warnings: list[str] = []
     seen: dict[tuple[int, int], str] = {}
-    for name in inputs:
+    for name in (found for given in inputs for found in _expanded(given)):
         shown = printable_name(name)
         if name == "-":
             key = (-1, -1)
@@ -89,6 +94,33 @@ def open_sources(inputs: Sequence[str], stdin_format: str = "txt") -> tuple[list
         seen[key] = shown
         sources.append(_spool_stdin(stdin_format) if name == "-" else _file_source(name, shown))
     return sources, warnings
+
+
+def _expanded(name: str) -> list[str]:
+    """The files that a name stands for."""
+    shown = printable_name(name)
+    if "\0" in name or name == "-":
+        return [name]
+    if Path(name).is_dir():
+        files = (os.path.join(folder, file) for folder, _, names in os.walk(name) for file in names)
+        found = [file for file in files if not Path(file).name.startswith(".") and _kind(Path(file)) is not None]
+        if not found:
+            raise InputError(f"{shown}: a folder without a file of a known kind: {_KINDS}")
+        return sorted(found)
+    if glob.has_magic(name) and not Path(name).exists():
+        found = [file for file in glob.glob(name, recursive=True) if not Path(file).is_dir()]
+        if not found:
+            raise InputError(f"{shown}: matches no file")
+        return sorted(found)
+    return [name]
+
+
+def _kind(path: Path) -> tuple[str, str] | None:
+    """Format and compression by the name's endings; None if they are not known."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else ""
+    known = FORMATS.get(suffixes[-1]) if suffixes else None
+    return None if known is None else (known, compression)
 
 
 def printable_name(name: str) -> str:
@@ -104,10 +136,8 @@ def _status(name: str, shown: str) -> os.stat_result:
         raise InputError(f"{shown}: no such file") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{shown}: {getattr(error, 'strerror', None) or error}") from None
-    if path.is_dir():
-        raise InputError(f"{shown}: is a directory; give files (.txt, .jsonl) or - for stdin")
-    if path.suffix.lower() not in FORMATS:
-        raise InputError(f"{shown}: unknown kind of file; expected one of {', '.join(FORMATS)}")
+    if _kind(path) is None:
+        raise InputError(f"{shown}: unknown kind of file; expected one of {_KINDS}")
     return status
 
 
@@ -123,7 +153,9 @@ def _file_source(name: str, shown: str) -> Source:
                 byte_count += len(block)
     except OSError as error:
         raise InputError(f"{shown}: {error.strerror}") from None
-    return Source(shown, FORMATS[path.suffix.lower()], byte_count, digest.hexdigest(), path, changed_ns=changed_ns)
+    kind = _kind(path)
+    assert kind is not None, "the caller has checked it"
+    return Source(shown, kind[0], byte_count, digest.hexdigest(), path, kind[1], changed_ns=changed_ns)
 
 
 def _spool_stdin(stdin_format: str) -> Source:
