@@ -246,12 +246,43 @@ fn special_values() {
     for row in [[nan, 0.0], [inf, 0.0], [-inf, -inf]] {
         assert!(gradient_of(&row, 0, plain).iter().all(|number| number.is_nan()), "{row:?}");
     }
+    let entropy = |logits: &[f32]| {
+        let (view, options) = (LogitsView::from_slice(logits, 1, logits.len()).unwrap(), Options::default());
+        let found = row_stats(&view, None, &options).unwrap();
+        let (max_logit, max_log_prob) = (found.max_logit[0], found.max_log_prob[0]);
+        let likelihood = Likelihood { lse: found.lse[0], nll: f64::NAN, max_logit, max_log_prob };
+        let mut out = vec![0.0; logits.len()];
+        entropy_gradient(&view, &[likelihood], &found.entropy, &[1.0], &options, &mut out).unwrap();
+        out
+    };
+    assert!(entropy(&[inf, 0.0, 1.0]).iter().all(|number| number.is_nan()));
+    assert_eq!(entropy(&[0.0, 0.0, -inf]), [0.0; 3], "at its largest, over the columns that are possible");
     // Next to a certainty p - 1 keeps its relative accuracy.
     let near = gradient_of(&[0.0, -40.0], 0, plain);
     let rest = (-40f64).exp();
     assert!((f64::from(near[0]) / -rest - 1.0).abs() < 1e-6, "{near:?}");
     let smoothed = gradient_of(&[0.0, -inf], 0, LossOptions { label_smoothing: 0.5, ..plain });
     assert_eq!(smoothed, [0.25, -0.25], "0.5 (p - 1) + 0.5 (p - 1/2), and -0.5 / 2");
+}
+
+/// Far from 0 and at a low temperature the distance from the largest logit is still that of the logits.
+#[test]
+fn temperature_costs_no_accuracy() {
+    let mut random = Random(0x5eed);
+    let logits: Vec<f32> = random.row::<f32>(500, 1.0).iter().map(|logit| logit + 100.0).collect();
+    let (view, targets) = (LogitsView::from_slice(&logits, 1, 500).unwrap(), Targets::new([7], 500, -100).unwrap());
+    let (settings, options) = (LossOptions::default(), Options { temperature: 0.1, ..Options::default() });
+    let found = loss(&view, &targets, &settings, &options).unwrap();
+    let (likelihoods, upstream) = (&found.likelihoods[..], &[0.1][..]);
+    let terms = LossTerms { targets: &targets, likelihoods, settings, temperature: 0.1, upstream };
+    let mut out = vec![0.0; 500];
+    loss_gradient(&view, &terms, &options, &mut out).unwrap();
+    let expected = reference::loss_gradient(&exact(&logits), 7, &settings, 0.1, None);
+    for (got, expected) in out.iter().zip(expected) {
+        // d is at most 70, so that its rounding moves e^d by 70 units, not by the 1,000 of a scaled logit.
+        let bound = 70.0 * 2f64.powi(-24) * (0.1 * expected).abs() + 1e-12;
+        assert!((f64::from(*got) - 0.1 * expected).abs() <= bound, "{got:e}, expected {:e}", 0.1 * expected);
+    }
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +32,10 @@ def lend_beside(values: Any, name: str, lent: Lent, near: str) -> Lent:
         DTypeError: another device, or a numpy array beside a tensor that torch operations take.
     """
     check_device(values, name, lent, near)
-    with backend("auto" if lent.engine is _xentrs else current_backend()):
+    if lent.engine is _xentrs and current_backend() != "auto":
+        with backend("auto"):
+            other = adapter_of(values).lend(values, name)
+    else:
         other = adapter_of(values).lend(values, name)
     if other.engine is not lent.engine:
         raise DTypeError(f"{name} is no tensor, expected one on device {lent.device} as {near}")
@@ -74,19 +79,18 @@ def lend_floats(values: Any, name: str, lent: Lent | None = None, near: str = "l
     values = plain_of(values, name)
     if isinstance(values, np.ma.MaskedArray):
         raise DTypeError(f"{name} is a masked array, expected a plain one")
-    if getattr(values, "requires_grad", False):
-        raise DTypeError(f"{name} requires grad, expected a tensor without: pass {name}.detach()")
+    refuse_gradient(values, name)
     if lent is not None:
         check_device(values, name, lent, near)
     elif str(getattr(values, "device", "cpu")) != "cpu":
         raise DTypeError(f"{name} is on device {values.device}, expected cpu: pass {name}.cpu()")
     is_tensor = hasattr(values, "detach")
+    if is_tensor and (values.is_complex() or values.is_sparse or values.is_quantized):
+        raise DTypeError(f"{name} is {values.dtype} of layout {values.layout}, expected real numbers, dense")
     if is_tensor and values.device.type != "cpu":
-        if values.is_complex():
-            raise DTypeError(f"{name} has dtype {values.dtype}, expected real numbers")
-        return values.double().contiguous().clone()
+        return values.detach().double().contiguous().clone()
     # bfloat16 tensors have no numpy of their own.
-    plain = values.double().numpy() if is_tensor and values.is_floating_point() else values
+    plain = values.detach().double().numpy() if is_tensor and values.is_floating_point() else values
     try:
         array = np.asarray(plain)
     except ValueError as error:
@@ -95,6 +99,18 @@ def lend_floats(values: Any, name: str, lent: Lent | None = None, near: str = "l
         raise DTypeError(f"{name} has dtype {array.dtype}, expected real numbers")
     copied = np.array(array, dtype=np.float64, order="C")
     return copied if lent is None else lent.place(copied)
+
+
+def refuse_gradient(values: Any, name: str) -> None:
+    """Raises DTypeError for a tensor that requires grad, where gradients are recorded: it would get none."""
+    if getattr(values, "requires_grad", False) and sys.modules["torch"].is_grad_enabled():
+        raise DTypeError(f"{name} requires grad, expected a tensor without: pass {name}.detach()")
+
+
+def check_class_weights(weights: Any, vocab: int) -> None:
+    """Raises ShapeError for anything but a list."""
+    if weights.ndim != 1:
+        raise ShapeError(f"weight has shape {tuple(weights.shape)}, expected ({vocab},): one for each class")
 
 
 def check_lists(ids: Any, values: Any, logits: Any, names: tuple[str, str, str]) -> None:
@@ -127,17 +143,23 @@ def align(array: Any, ids: Any, shift: int, name: str = "logits") -> tuple[Any, 
         if name == "logits" and array.ndim > 2 and ids.shape == (array.shape[0], *array.shape[2:]):
             message += "; classes on axis 1, as torch has them, go last by logits.movedim(1, -1) or np.moveaxis"
         raise ShapeError(message)
-    shift = check_count(shift, "shift")
+    shift = check_shift(shift, shape, name)
     if shift:
-        if not rows:
-            last = "vocab" if name == "logits" else "width"
-            raise ShapeError(f"shift = {shift} needs {name} of shape (..., length, {last}), not {shape}")
         length = max(rows[-1] - shift, 0)
         array = array[..., :length, :]
         if ids is not None:
             ids = ids[..., rows[-1] - length :]
             ids = np.ascontiguousarray(ids) if isinstance(ids, np.ndarray) else ids
     return array, None if ids is None else ids.reshape(-1)
+
+
+def check_shift(shift: int, shape: Sequence[int], name: str) -> int:
+    """Checks the shift of an array of that shape, which has to have an axis for it."""
+    shift = check_count(shift, "shift")
+    if shift and len(shape) < 2:
+        last = "vocab" if name == "logits" else "width"
+        raise ShapeError(f"shift = {shift} needs {name} of shape (..., length, {last}), not {tuple(shape)}")
+    return shift
 
 
 def check_count(value: int, name: str) -> int:

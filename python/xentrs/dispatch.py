@@ -17,6 +17,7 @@ from xentrs.errors import ParamError
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
+_TRACERS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.proxy_tensor")
 _BACKEND: ContextVar[str] = ContextVar("xentrs_backend", default="auto")
 
 
@@ -86,8 +87,7 @@ def traceable(function: Callable[_Parameters, _Result]) -> Callable[_Parameters,
 
     @functools.wraps(function)
     def call(*arguments: _Parameters.args, **settings: _Parameters.kwargs) -> _Result:
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.compiler.is_compiling():
+        if is_in_graph(arguments[0] if arguments else None):
             from xentrs.torch_operators import statistics
 
             node: Callable[_Parameters, _Result] = getattr(statistics, function.__name__)
@@ -97,6 +97,19 @@ def traceable(function: Callable[_Parameters, _Result]) -> Callable[_Parameters,
     return call
 
 
+def is_in_graph(first: Any) -> bool:
+    """Whether torch is making a graph: compiling, exporting, tracing, or with tensors that have no values."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    if type(first) is torch.Tensor and torch._C._len_torch_dispatch_stack() == 0:
+        return False  # soon told, in every call
+    fake, proxy = (sys.modules.get(name) for name in _TRACERS)
+    return bool(fake and isinstance(first, fake.FakeTensor)) or bool(proxy and proxy.get_proxy_mode() is not None)
+
+
 def wants_operator(first: Any, *others: Any) -> bool:
     """Whether a call of a function with a backward has to be an operator of torch: it is differentiated, or a node of a
     graph, and its first argument is a tensor.
@@ -104,10 +117,13 @@ def wants_operator(first: Any, *others: Any) -> bool:
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(first, torch.Tensor):
         return False
-    if torch.compiler.is_compiling():
+    if is_in_graph(first):
         return True
-    tensors = (value for value in (first, *others) if isinstance(value, torch.Tensor))
-    return torch.is_grad_enabled() and any(value.requires_grad for value in tensors)
+    return torch.is_grad_enabled() and (first.requires_grad or any(_requires_grad(value) for value in others))
+
+
+def _requires_grad(value: Any) -> bool:
+    return bool(getattr(value, "requires_grad", False))
 
 
 @functools.cache

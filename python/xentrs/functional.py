@@ -12,6 +12,7 @@ from typing import Any
 from xentrs.adapters.numpy import Lent
 from xentrs.arguments import (
     Reduction,
+    check_class_weights,
     check_count,
     check_index,
     check_lists,
@@ -208,8 +209,8 @@ def cross_entropy(
     adapter, lent, ids = lend_with_targets(logits, targets, shift)
     array = lent.array
     weights = None if weight is None else lend_floats(weight, "weight", lent)
-    if weights is not None and weights.ndim != 1:
-        raise ShapeError(f"weight has shape {tuple(weights.shape)}, expected ({array.shape[-1]},): one for each class")
+    if weights is not None:
+        check_class_weights(weights, array.shape[-1])
     columns = lent.engine.loss(
         array,
         lent.element,

@@ -52,6 +52,14 @@ class PackedHead:
         """Bytes that it holds."""
         return self._packed.byte_count
 
+    def __deepcopy__(self, memo: Any) -> PackedHead:
+        """Itself: nothing can change it."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Refuses: a saved file is the place for the weights themselves."""
+        raise DTypeError("a PackedHead cannot be pickled or saved: save its weights, and pack them again")
+
     def __repr__(self) -> str:
         return f"PackedHead(shape={self.shape}, dtype={self.dtype}, byte_count={self.byte_count})"
 

@@ -159,7 +159,7 @@ class TemperatureGrid:
     """Statistics at several inverse temperatures b, arrays of shape `(..., len(inverse_temperatures))`, float64."""
 
     inverse_temperatures: Any
-    """The list, as numpy float64."""
+    """The list, as numpy float64, in a graph of torch as it came."""
     lse: Any
     """ln sum e^(b z)."""
     mean: Any

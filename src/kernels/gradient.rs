@@ -60,7 +60,9 @@ impl<F: Float + Element<Compute = F>> Job for Differentiate<'_, F> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let splat = |value: f64| F::splat(simd, F::from_f64(value));
-        let (scale, lowest) = (splat(self.row.inverse_temperature), splat(-self.row.max_logit));
+        let scale = splat(self.row.inverse_temperature);
+        // The largest logit itself again: a difference of scaled ones would keep the rounding of the scale.
+        let largest = splat(self.row.max_logit / self.row.inverse_temperature);
         let (share, even, zero) = (splat(self.row.max_share), splat(self.row.even_share), splat(0.0));
         let bend = self.row.bend.map(splat);
         let inverse_cap = self.row.softcap.map(|cap| 1.0 / cap);
@@ -73,8 +75,8 @@ impl<F: Float + Element<Compute = F>> Job for Differentiate<'_, F> {
         for (index, block) in self.logits.chunks_exact_mut(BLOCK).enumerate() {
             for vector in 0..BLOCK_VECTORS {
                 let logits = Lent::from_slice(&*block).block(0).load(simd, vector);
-                // The largest logit is rounded, so the difference may pass 0 by a rounding error.
-                let d = logits.mul_add(scale, lowest);
+                // In float64 the largest logit is rounded, so the difference may pass 0 by a rounding error.
+                let d = logits.sub(largest).mul(scale);
                 let d = zero.select_less(d, zero, d);
                 let weight = exp_or_zero(d);
                 let pull = match bend {

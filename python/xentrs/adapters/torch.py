@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 
 from xentrs import torch_ops
 from xentrs.adapters import numpy as numpy_adapter
 from xentrs.dispatch import current_backend
 from xentrs.errors import DTypeError
 
+_forward_ad: Any = forward_ad  # without types of its own
 _ELEMENTS = {
     torch.float32: "float32",
     torch.float16: "float16",
@@ -37,11 +39,15 @@ def lend(values: torch.Tensor, name: str) -> numpy_adapter.Lent:
         raise DTypeError(f"{name} has dtype {values.dtype}, expected one of {', '.join(numpy_adapter.ELEMENTS)}")
     if values.requires_grad and torch.is_grad_enabled():
         raise DTypeError(f"{name} requires grad, but this function has no backward: pass {name}.detach()")
-    numpy_adapter.check_axes(tuple(values.shape), name)
+    if getattr(_forward_ad, "_current_level", -1) >= 0 and _forward_ad.unpack_dual(values).tangent is not None:
+        raise DTypeError(f"{name} carries a tangent, but there are no derivatives in forward mode")
+    if values.ndim == 0:
+        numpy_adapter.check_axes((), name)
     plain = values.detach()
     if plain.device.type != "cpu" or current_backend() == "torch":
         return numpy_adapter.Lent(plain, element, torch_ops)
-    plain = plain.resolve_neg()
+    if plain.is_neg():
+        plain = plain.resolve_neg()
     if element == "bfloat16":
         plain = plain.view(torch.int16)
     return numpy_adapter.Lent(plain.numpy(), element)
@@ -63,7 +69,11 @@ def copy_targets(values: torch.Tensor, name: str = "targets") -> Any:
 
 def wrap(array: Any) -> torch.Tensor:
     """Results for a caller who gave tensors, without a copy."""
-    return array if isinstance(array, torch.Tensor) else torch.from_numpy(np.asarray(array))
+    if isinstance(array, torch.Tensor):
+        return array
+    plain = np.asarray(array)
+    # Empty arrays share an address, which torch takes for shared memory.
+    return torch.from_numpy(plain) if plain.size else torch.from_numpy(plain).clone()
 
 
 def wrap_differentiable(array: Any, element: str) -> torch.Tensor:

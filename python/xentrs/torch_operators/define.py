@@ -7,12 +7,16 @@ the registered operator of the same kernel stands in the graph instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from xentrs.dispatch import is_in_graph
+from xentrs.errors import DTypeError
+
 _library: Any = torch.library  # without types of its own
+_compiler: Any = torch.compiler
 _LIBRARY = _library.Library("xentrs", "DEF")
 
 Kernel = Callable[..., Any]
@@ -34,9 +38,25 @@ def operator(schema: str, kernel: Kernel, fake: Kernel) -> Kernel:
 
     def call(first: torch.Tensor, *arguments: Any, **settings: Any) -> Any:
         # A subclass stands for values that are not there, or elsewhere; the dispatcher knows it.
-        is_plain = type(first) is torch.Tensor and not torch.compiler.is_compiling()
+        is_plain = type(first) is torch.Tensor and not is_in_graph(first)
         return (kernel if is_plain else registered)(first, *arguments, **settings)
 
+    return call
+
+
+def without_backward(schema: str, kernel: Kernel, fake: Kernel) -> Kernel:
+    """The same of a function without a backward: in a graph it takes what requires grad; differentiated it raises."""
+    name = schema.partition("(")[0]
+
+    def undifferentiated(*arguments: Any, **settings: Any) -> Any:
+        with torch.no_grad():
+            return kernel(*arguments, **settings)
+
+    def refuse(ctx: Any, *gradients: Any) -> Any:
+        raise DTypeError(f"xentrs.{name} has no backward: pass tensors that require grad with .detach()")
+
+    call = operator(schema, undifferentiated, fake)
+    torch.library.register_autograd(f"xentrs::{name}", refuse, lib=_LIBRARY)
     return call
 
 
@@ -44,8 +64,8 @@ def differentiable(schema: str, kernel: Kernel, fake: Kernel, setup: Kernel, bac
     """The same with a backward. `kernel` gives the result first, then what only the backward needs.
 
     Args:
-        setup: `setup(ctx, inputs, output)` keeps what the backward takes.
-        backward: `backward(ctx, gradient)`, a gradient for each argument.
+        setup: `setup(ctx, inputs, output)` keeps what the backward takes, by `keep`.
+        backward: `backward(ctx, saved, gradient)`, a gradient for each argument.
     """
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
@@ -56,11 +76,12 @@ def differentiable(schema: str, kernel: Kernel, fake: Kernel, setup: Kernel, bac
     def first_backward(ctx: Any, gradient: torch.Tensor | None, *_: Any) -> Any:
         if gradient is None:
             return (None,) * len(ctx.needs_input_grad)
+        saved = _kept(ctx)
         with torch.no_grad():
-            gradients = backward(ctx, gradient)
+            gradients = backward(ctx, saved, gradient)
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return gradients
-        origins = (gradient, *ctx.saved_tensors)  # create_graph=True
+        origins = (gradient, *saved)  # create_graph=True
         return tuple(None if value is None else _FirstOnly.apply(value, name, *origins) for value in gradients)
 
     def forward(ctx: Any, *arguments: Any) -> tuple[torch.Tensor, ...]:
@@ -76,9 +97,39 @@ def differentiable(schema: str, kernel: Kernel, fake: Kernel, setup: Kernel, bac
     function: Any = type(name, (torch.autograd.Function,), methods)
 
     def call(*arguments: Any) -> Any:
-        return registered(*arguments) if torch.compiler.is_compiling() else function.apply(*arguments)
+        return registered(*arguments) if is_in_graph(arguments[0]) else function.apply(*arguments)
 
     return call
+
+
+def _call(function: Kernel, *arguments: Any, **settings: Any) -> Any:
+    return function(*arguments, **settings)
+
+
+outside_of_graphs: Kernel = _compiler.disable(_call)
+"""Calls a function with what a graph cannot hold, such as a packed head: `torch.compile` breaks its graph there."""
+
+
+def cannot_hold(*weights: Any) -> bool:
+    """Whether there is a graph that cannot hold one of these."""
+    return torch.compiler.is_compiling() and not are_tensors(weights)
+
+
+def keep(ctx: Any, *values: Any) -> None:
+    """Saves tensors for the backward, and with them what is none, such as a packed head."""
+    ctx.save_for_backward(*(value if isinstance(value, torch.Tensor) else None for value in values))
+    ctx.others = [None if isinstance(value, torch.Tensor) else value for value in values]
+
+
+def _kept(ctx: Any) -> list[Any]:
+    """What `keep` saved, which may be asked for once; raises where a tensor was changed in place since."""
+    pairs = zip(ctx.saved_tensors, ctx.others, strict=True)
+    return [other if tensor is None else tensor for tensor, other in pairs]
+
+
+def are_tensors(values: Sequence[Any]) -> bool:
+    """Whether an operator takes them: not a packed head, nor numbers in a numpy array."""
+    return all(value is None or isinstance(value, torch.Tensor) for value in values)
 
 
 class _FirstOnly(torch.autograd.Function):

@@ -10,16 +10,21 @@ from typing import Any
 
 import torch
 
-from xentrs.arguments import reduced, settings
+from xentrs.arguments import check_shift, reduced, settings
 from xentrs.errors import ShapeError
 from xentrs.heads import LentHead, LossCall, lend_side
-from xentrs.torch_operators.define import differentiable, operator
+from xentrs.torch_operators.define import (
+    are_tensors,
+    cannot_hold,
+    differentiable,
+    keep,
+    operator,
+    outside_of_graphs,
+)
 from xentrs.torch_operators.tensors import (
     fake_place_like,
     floats_like,
     ids_like,
-    keep,
-    kept,
     lend,
     result_dtype,
     upstream_of,
@@ -34,8 +39,10 @@ _LOSS = (
 
 def cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, bias: Any, targets: Any, shift: int, *rest: Any) -> Any:
     """`xentrs.linear_cross_entropy`; `rest` as the operator names it, from `reduction` on."""
+    if cannot_hold(weight):
+        return outside_of_graphs(cross_entropy, hidden, weight, bias, targets, shift, *rest)
     ids = ids_like(targets, hidden)
-    if shift and hidden.ndim > 1 and ids.shape == hidden.shape[:-1]:
+    if check_shift(shift, hidden.shape, "hidden") and ids.shape == hidden.shape[:-1]:
         length = max(ids.shape[-1] - shift, 0)
         hidden, ids = hidden[..., :length, :], ids[..., ids.shape[-1] - length :]
     return _cross_entropy(hidden, weight, floats_like(bias, hidden, "bias"), ids, *rest)[0]
@@ -126,17 +133,12 @@ def _keep_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ..
     keep(ctx, hidden, weight, bias, targets, output[1])
 
 
-def _differentiate_loss(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
-    *given, likelihoods = kept(ctx)
+def _differentiate_loss(ctx: Any, saved: list[Any], gradient: torch.Tensor) -> tuple[Any, ...]:
+    *given, likelihoods = saved
     wanted = list(ctx.needs_input_grad[:3])
-    backward = _backward_of_loss if _are_tensors(given) else _loss_backward
+    backward = _backward_of_loss if are_tensors(given) else _loss_backward
     found = backward(gradient, likelihoods, wanted, *given, *ctx.settings)
     return (*_wanted(found, wanted), *(None,) * (1 + len(ctx.settings)))
-
-
-def _are_tensors(given: list[Any]) -> bool:
-    """Whether an operator takes them: not a packed head, nor weights in a numpy array."""
-    return all(value is None or isinstance(value, torch.Tensor) for value in given)
 
 
 def _wanted(found: list[torch.Tensor], wanted: list[bool]) -> list[torch.Tensor | None]:
@@ -168,6 +170,9 @@ def kl_divergence(p: tuple[Any, ...], q: tuple[Any, ...], *known: Any) -> tuple[
     """Each row's `xentrs.linear_kl_divergence`, and flags. p and q are hidden states, weights, bias, scale and softcap;
     `known` is vocab_size, temperature and threads.
     """
+    if cannot_hold(p[1], q[1]):
+        found: tuple[torch.Tensor, torch.Tensor] = outside_of_graphs(kl_divergence, p, q, *known)
+        return found
     sides = [(*side[:2], floats_like(side[2], side[0], "bias")) for side in (p, q)]
     values, flags, _ = _kl_divergence(*sides[0], *sides[1], *p[3:], *q[3:], *known)
     return values, flags
@@ -230,11 +235,11 @@ def _keep_kl(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]
     keep(ctx, *inputs[:6], output[2])
 
 
-def _differentiate_kl(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
-    *given, saved = kept(ctx)
+def _differentiate_kl(ctx: Any, saved: list[Any], gradient: torch.Tensor) -> tuple[Any, ...]:
+    *given, scales = saved
     wanted = list(ctx.needs_input_grad[:6])
-    backward = _backward_of_kl if _are_tensors(given) else _kl_backward
-    found = backward(gradient, saved, wanted, *given, *ctx.settings)
+    backward = _backward_of_kl if are_tensors(given) else _kl_backward
+    found = backward(gradient, scales, wanted, *given, *ctx.settings)
     return (*_wanted(found, wanted), *(None,) * len(ctx.settings))
 
 

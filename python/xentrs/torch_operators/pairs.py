@@ -11,7 +11,7 @@ import torch
 
 from xentrs.arguments import Reduction
 from xentrs.divergences import lend_pair
-from xentrs.torch_operators.define import differentiable, operator
+from xentrs.torch_operators.define import are_tensors, differentiable, keep, operator
 from xentrs.torch_operators.tensors import fake_place_like, lend, place_like, result_dtype, upstream_of
 
 _SETTINGS = "bool is_js, bool log_probs, float temperature, int? num_threads"
@@ -68,7 +68,7 @@ def _backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     _, p, q = lend_pair(p_logits, q_logits)
     # Arrays of two dtypes were both copied to the wider one; so are their gradients, until they are returned.
-    dtype = p_logits.dtype if p_logits.dtype == q_logits.dtype else result_dtype(p_logits, q_logits)
+    dtype = getattr(torch, p.element)
     places = [place_like(p_logits, dtype) if wanted else None for wanted in (wants_p, wants_q)]
     rows = gradient.numel()
     arguments = [lend(saved[: rows * 4], "scales"), lend(upstream_of(gradient, "none", rows), "upstream")]
@@ -79,7 +79,7 @@ def _backward(
     else:
         p.engine.kl_gradients(*arrays, lend(saved[rows * 4 :], "values"), *arguments, **known)
     found = [
-        logits.new_empty(0) if place is None else place.to(logits.dtype)
+        gradient.new_empty(0) if place is None else place.to(logits.dtype)
         for place, logits in zip(places, (p_logits, q_logits), strict=True)
     ]
     return found[0], found[1]
@@ -88,17 +88,19 @@ def _backward(
 def _backward_fake(
     gradient: torch.Tensor, p: torch.Tensor, q: torch.Tensor, saved: torch.Tensor, wants_p: bool, wants_q: bool, *_: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return fake_place_like(p) if wants_p else p.new_empty(0), fake_place_like(q) if wants_q else q.new_empty(0)
+    unwanted = (gradient.new_empty(0), gradient.new_empty(0))
+    return fake_place_like(p) if wants_p else unwanted[0], fake_place_like(q) if wants_q else unwanted[1]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     p_logits, q_logits, ctx.is_js, _, *ctx.settings = inputs
-    ctx.save_for_backward(p_logits, q_logits, output[2])
+    keep(ctx, p_logits, q_logits, output[2])
 
 
-def _differentiate(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, saved: list[Any], gradient: torch.Tensor) -> tuple[Any, ...]:
     wanted = ctx.needs_input_grad[:2]
-    found = _backward_operator(gradient, *ctx.saved_tensors, *wanted, ctx.is_js, *ctx.settings)
+    backward: Any = _backward_operator if are_tensors(saved) else _backward
+    found = backward(gradient, *saved, *wanted, ctx.is_js, *ctx.settings)
     return (*(value if wants else None for value, wants in zip(found, wanted, strict=True)), *(None,) * 4)
 
 

@@ -9,10 +9,19 @@ from typing import Any
 
 import torch
 
-from xentrs.arguments import check_count, lend_floats, lend_with_targets, reduced, settings
+from xentrs.arguments import (
+    check_class_weights,
+    check_index,
+    check_shift,
+    lend_floats,
+    lend_with_targets,
+    reduced,
+    refuse_gradient,
+    settings,
+)
 from xentrs.dispatch import adapter_of
 from xentrs.errors import ShapeError
-from xentrs.torch_operators.define import differentiable, operator
+from xentrs.torch_operators.define import differentiable, keep, operator
 from xentrs.torch_operators.tensors import (
     fake_place_like,
     floats_like,
@@ -31,12 +40,13 @@ def cross_entropy(
     logits: torch.Tensor, targets: Any, weight: Any, shift: int, reduction: str, terms: tuple[float, float], *known: Any
 ) -> torch.Tensor:
     """`xentrs.cross_entropy`; `terms` are label smoothing and z-loss, `known` what `arguments.settings` takes."""
+    refuse_gradient(weight, "weight")
     ids, rows = ids_like(targets, logits), logits.shape[:-1]
-    moves = check_count(shift, "shift") > 0 and len(rows) > 0 and ids.shape == rows
+    moves = check_shift(shift, logits.shape, "logits") > 0 and ids.shape == rows
     if moves:
         # The last rows have no target: they are ignored, and the gradient is written in one piece.
         shift = min(shift, rows[-1])
-        ids = torch.nn.functional.pad(ids[..., shift:].long(), (0, shift), value=known[0])
+        ids = torch.nn.functional.pad(ids[..., shift:], (0, shift), value=check_index(known[0]))
     weights = floats_like(weight, logits, "weight")
     loss: torch.Tensor = _cross_entropy(logits, ids, weights, reduction, *terms, *known)[0]
     return loss[..., : rows[-1] - shift] if moves and reduction == "none" else loss
@@ -47,6 +57,9 @@ def _loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     label_smoothing, z_loss, *known = rest
     adapter, lent, ids = lend_with_targets(logits, targets, 0)
+    weights = None if weight is None else lend_floats(weight, "weight", lent)
+    if weights is not None:
+        check_class_weights(weights, logits.shape[-1])
     columns = lent.engine.loss(
         lent.array,
         lent.element,
@@ -54,7 +67,7 @@ def _loss(
         settings(*known),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
-        weight=None if weight is None else lend_floats(weight, "weight", lent),
+        weight=weights,
     )
     loss = reduced(columns, reduction, targets.shape)
     return adapter.wrap_differentiable(loss, lent.element), adapter.wrap(columns["likelihoods"])
@@ -102,12 +115,11 @@ def _loss_backward(
 
 def _keep_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     logits, targets, weight, *ctx.settings = inputs
-    ctx.save_for_backward(logits, targets, weight, output[1])
+    keep(ctx, logits, targets, weight, output[1])
 
 
-def _differentiate_loss(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
-    logits, targets, weight, likelihoods = ctx.saved_tensors  # raises where one was changed in place since
-    found = _backward_of_loss(gradient, logits, targets, weight, likelihoods, *ctx.settings)
+def _differentiate_loss(ctx: Any, saved: list[Any], gradient: torch.Tensor) -> tuple[Any, ...]:
+    found = _backward_of_loss(gradient, *saved, *ctx.settings)
     return (found, *(None,) * (2 + len(ctx.settings)))
 
 
@@ -182,13 +194,14 @@ def _statistics_backward(
 
 def _keep_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     logits, *ctx.settings = inputs
-    ctx.save_for_backward(logits, output[1])
+    keep(ctx, logits, output[1])
 
 
-def _differentiate_statistics(ctx: Any, gradient: torch.Tensor, wants_entropy: bool) -> tuple[Any, ...]:
-    logits, saved = ctx.saved_tensors
+def _differentiate_statistics(
+    ctx: Any, saved: list[Any], gradient: torch.Tensor, wants_entropy: bool
+) -> tuple[Any, ...]:
     return (
-        _backward_of_statistics(gradient, logits, saved, wants_entropy, *ctx.settings),
+        _backward_of_statistics(gradient, *saved, wants_entropy, *ctx.settings),
         *(None,) * len(ctx.settings),
     )
 
@@ -203,12 +216,12 @@ _logsumexp = differentiable(
     lambda logits, *known: _statistics(logits, False, *known),
     lambda logits, *_: _statistics_fake(logits, False),
     _keep_statistics,
-    lambda ctx, gradient: _differentiate_statistics(ctx, gradient, False),
+    lambda ctx, saved, gradient: _differentiate_statistics(ctx, saved, gradient, False),
 )
 _entropy = differentiable(
     f"entropy(Tensor logits, {_KNOWN}) -> (Tensor, Tensor)",
     lambda logits, *known: _statistics(logits, True, *known),
     lambda logits, *_: _statistics_fake(logits, True),
     _keep_statistics,
-    lambda ctx, gradient: _differentiate_statistics(ctx, gradient, True),
+    lambda ctx, saved, gradient: _differentiate_statistics(ctx, saved, gradient, True),
 )

@@ -14,10 +14,11 @@ import torch
 from xentrs import functional as _rows
 from xentrs import linear as _heads
 from xentrs import tempered as _tempered
+from xentrs.arguments import check_reduction, check_shift
 from xentrs.divergences import divergences as _divergences
 from xentrs.divergences import top_k_kl_divergence as _top_k_kl_divergence
 from xentrs.results import Divergences, LogProbMoments, RowStats, TemperatureGrid
-from xentrs.torch_operators.define import operator
+from xentrs.torch_operators.define import cannot_hold, outside_of_graphs, without_backward
 from xentrs.torch_operators.pairs import finish
 from xentrs.torch_operators.tensors import floats_like, ids_like
 
@@ -40,7 +41,7 @@ _MOMENTS = dict.fromkeys(("mean", "variance"), F64)
 _SETTINGS = (
     "int ignore_index=-100, float temperature=1.0, float? softcap=None, SymInt? vocab_size=None, int? num_threads=None"
 )
-_HEAD = "Tensor? bias=None, float logit_scale=1.0, float? softcap=None"
+_HEAD = "float logit_scale=1.0, float? softcap=None"
 
 
 def _fields(result: Any, *names: str) -> list[torch.Tensor]:
@@ -70,7 +71,7 @@ def _row_stats(found: list[torch.Tensor], targets: torch.Tensor | None, known: d
     return RowStats(**columns, isa="", _token_count=count)
 
 
-_row_stats_operator = operator(
+_row_stats_operator = without_backward(
     "row_stats(Tensor logits, Tensor? targets=None, *, int shift=0, float temperature=1.0, float? softcap=None, "
     "int top_k=0, int ignore_index=-100, SymInt? vocab_size=None, bool strict=False, int? num_threads=None)"
     " -> Tensor[]",
@@ -81,26 +82,36 @@ _row_stats_operator = operator(
 
 def row_stats(logits: torch.Tensor, targets: Any = None, **known: Any) -> RowStats:
     """`xentrs.row_stats` in a graph."""
+    check_shift(known.get("shift", 0), logits.shape, "logits")
     ids = None if targets is None else ids_like(targets, logits)
     return _row_stats(_row_stats_operator(logits, ids, **known), ids, known)
 
 
-_linear_row_stats_operator = operator(
-    f"linear_row_stats(Tensor hidden, Tensor weight, Tensor? targets=None, *, {_HEAD}, int shift=0, "
+_linear_row_stats_operator = without_backward(
+    f"linear_row_stats(Tensor hidden, Tensor weight, Tensor? targets=None, Tensor? bias=None, *, {_HEAD}, int shift=0, "
     "float temperature=1.0, int top_k=0, int ignore_index=-100, SymInt? vocab_size=None, bool strict=False, "
     "int? num_threads=None) -> Tensor[]",
-    lambda *given, **known: _fields(_heads.linear_row_stats(*given, **known), *_ROW_STATS, *_TOP),
+    lambda hidden, weight, targets=None, bias=None, **known: _fields(
+        _heads.linear_row_stats(hidden, weight, targets, bias=bias, **known), *_ROW_STATS, *_TOP
+    ),
     _row_stats_fake,
 )
 
 
-def linear_row_stats(hidden: torch.Tensor, weight: torch.Tensor, targets: Any = None, **known: Any) -> RowStats:
+def linear_row_stats(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: Any = None, *, bias: Any = None, **known: Any
+) -> RowStats:
     """`xentrs.linear_row_stats` in a graph."""
+    if cannot_hold(weight):
+        found: RowStats = outside_of_graphs(_heads.linear_row_stats, hidden, weight, targets, bias=bias, **known)
+        return found
+    check_shift(known.get("shift", 0), hidden.shape, "hidden")
     ids = None if targets is None else ids_like(targets, hidden)
-    return _row_stats(_linear_row_stats_operator(hidden, weight, ids, **known), ids, known)
+    biases = floats_like(bias, hidden, "bias")
+    return _row_stats(_linear_row_stats_operator(hidden, weight, ids, biases, **known), ids, known)
 
 
-_soft_cross_entropy = operator(
+_soft_cross_entropy = without_backward(
     "soft_cross_entropy(Tensor logits, Tensor target_ids, Tensor target_probs, *, str reduction='mean', "
     f"bool normalize=False, {_SETTINGS}) -> Tensor",
     _rows.soft_cross_entropy,
@@ -117,7 +128,7 @@ def soft_cross_entropy(logits: torch.Tensor, target_ids: Any, target_probs: Any,
     return found
 
 
-_divergences_operator = operator(
+_divergences_operator = without_backward(
     "divergences(Tensor p_logits, Tensor q_logits, *, float temperature=1.0, int? num_threads=None) -> Tensor[]",
     lambda *pair, **known: _fields(_divergences(*pair, **known), *_DIVERGENCES),
     lambda p, q, **_: _new(p, p.shape[:-1], _DIVERGENCES),
@@ -130,7 +141,7 @@ def divergences(p_logits: torch.Tensor, q_logits: torch.Tensor, **known: Any) ->
     return Divergences(**dict(zip(_DIVERGENCES, found, strict=True)))
 
 
-_top_k_operator = operator(
+_top_k_operator = without_backward(
     f"top_k_kl_divergence(Tensor p_ids, Tensor p_log_probs, Tensor q_logits, *, {_SETTINGS}) -> (Tensor, Tensor)",
     lambda *given, **known: _top_k_kl_divergence(*given, **known, return_flags=True),
     lambda ids, log_probs, q, **_: (q.new_empty(q.shape[:-1], dtype=F64), q.new_empty(q.shape[:-1], dtype=U8)),
@@ -147,12 +158,13 @@ def top_k_kl_divergence(
     **known: Any,
 ) -> Any:
     """`xentrs.top_k_kl_divergence` in a graph."""
+    check_reduction(reduction)
     ids, log_probs = ids_like(p_ids, q_logits, "p_ids"), floats_like(p_log_probs, q_logits, "p_log_probs")
     values, flags = _top_k_operator(ids, log_probs, q_logits, **known)
     return finish(values, flags, reduction, return_flags)
 
 
-_grid_operator = operator(
+_grid_operator = without_backward(
     "temperature_grid(Tensor logits, float[] inverse_temperatures, Tensor? targets=None, *, int shift=0, "
     "int ignore_index=-100, float? softcap=None, SymInt? vocab_size=None, int? num_threads=None) -> Tensor[]",
     lambda *given, **known: _fields(_tempered.temperature_grid(*given, **known), *_GRID, "flags"),
@@ -173,7 +185,7 @@ def temperature_grid(
     return TemperatureGrid(numbers, **dict(zip((*_GRID, "flags"), found, strict=True)))
 
 
-_renyi_operator = operator(
+_renyi_operator = without_backward(
     "renyi_entropy(Tensor logits, float[] orders, *, float temperature=1.0, float? softcap=None, "
     "SymInt? vocab_size=None, int? num_threads=None) -> Tensor",
     _tempered.renyi_entropy,
@@ -187,7 +199,7 @@ def renyi_entropy(logits: torch.Tensor, orders: Any = (0.5, 2.0, float("inf")), 
     return found
 
 
-_moments_operator = operator(
+_moments_operator = without_backward(
     "log_prob_moments(Tensor logits, *, float temperature=1.0, float? softcap=None, SymInt? vocab_size=None, "
     "int? num_threads=None) -> Tensor[]",
     lambda logits, **known: _fields(_tempered.log_prob_moments(logits, **known), *_MOMENTS),
@@ -200,22 +212,36 @@ def log_prob_moments(logits: torch.Tensor, **known: Any) -> LogProbMoments:
     return LogProbMoments(**dict(zip(_MOMENTS, _moments_operator(logits, **known), strict=True)))
 
 
-linear_expected_embedding = operator(
-    f"linear_expected_embedding(Tensor hidden, Tensor weight, *, {_HEAD}, float temperature=1.0, "
+_embedding_operator = without_backward(
+    f"linear_expected_embedding(Tensor hidden, Tensor weight, Tensor? bias=None, *, {_HEAD}, float temperature=1.0, "
     "SymInt? vocab_size=None, int? num_threads=None) -> Tensor",
-    _heads.linear_expected_embedding,
-    lambda hidden, weight, **_: hidden.new_empty(hidden.shape, dtype=F64),
-)
-
-_target_logits_operator = operator(
-    f"linear_target_logits(Tensor hidden, Tensor weight, Tensor targets, *, int start_column=0, {_HEAD}, "
-    "int? num_threads=None) -> Tensor",
-    _heads.linear_target_logits,
-    lambda hidden, weight, targets, **_: hidden.new_empty(targets.shape, dtype=F64),
+    lambda hidden, weight, bias=None, **known: _heads.linear_expected_embedding(hidden, weight, bias=bias, **known),
+    lambda hidden, *_, **known: hidden.new_empty(hidden.shape, dtype=F64),
 )
 
 
-def linear_target_logits(hidden: torch.Tensor, weight: torch.Tensor, targets: Any, **known: Any) -> torch.Tensor:
+def linear_expected_embedding(hidden: torch.Tensor, weight: torch.Tensor, *, bias: Any = None, **known: Any) -> Any:
+    """`xentrs.linear_expected_embedding` in a graph."""
+    if cannot_hold(weight):
+        return outside_of_graphs(_heads.linear_expected_embedding, hidden, weight, bias=bias, **known)
+    return _embedding_operator(hidden, weight, floats_like(bias, hidden, "bias"), **known)
+
+
+_target_logits_operator = without_backward(
+    "linear_target_logits(Tensor hidden, Tensor weight, Tensor targets, Tensor? bias=None, *, int start_column=0, "
+    f"{_HEAD}, int? num_threads=None) -> Tensor",
+    lambda hidden, weight, targets, bias=None, **known: _heads.linear_target_logits(
+        hidden, weight, targets, bias=bias, **known
+    ),
+    lambda hidden, weight, targets, *_, **known: hidden.new_empty(targets.shape, dtype=F64),
+)
+
+
+def linear_target_logits(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: Any, *, bias: Any = None, **known: Any
+) -> Any:
     """`xentrs.linear_target_logits` in a graph."""
-    found: torch.Tensor = _target_logits_operator(hidden, weight, ids_like(targets, hidden), **known)
-    return found
+    if cannot_hold(weight):
+        return outside_of_graphs(_heads.linear_target_logits, hidden, weight, targets, bias=bias, **known)
+    biases = floats_like(bias, hidden, "bias")
+    return _target_logits_operator(hidden, weight, ids_like(targets, hidden), biases, **known)

@@ -9,6 +9,7 @@ import torch
 
 from xentrs.arguments import lend_floats
 from xentrs.dispatch import adapter_of
+from xentrs.errors import DTypeError
 
 
 def result_dtype(*values: torch.Tensor) -> torch.dtype:
@@ -17,10 +18,19 @@ def result_dtype(*values: torch.Tensor) -> torch.dtype:
 
 
 def ids_like(ids: Any, tensor: torch.Tensor, name: str = "targets") -> torch.Tensor:
-    """Class ids as a tensor of their own, which the backward reads again; lists and arrays go to where `tensor` is."""
-    if isinstance(ids, torch.Tensor):
-        return ids.clone()
-    return torch.as_tensor(adapter_of(ids).copy_targets(ids, name)).to(tensor.device)
+    """Class ids as an int64 tensor of their own, which the backward reads again; lists and arrays go to where `tensor`
+    is.
+
+    Raises:
+        DTypeError: anything but integers.
+    """
+    if not isinstance(ids, torch.Tensor):
+        ids = torch.as_tensor(adapter_of(ids).copy_targets(ids, name)).to(tensor.device)
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise DTypeError(f"{name} has dtype {ids.dtype}, expected integers")
+    wide: torch.Tensor = ids.to(torch.int64, copy=True)
+    # An id of 2^63 or more is outside of every vocabulary, and no number to ignore.
+    return wide.where(wide >= 0, 2**63 - 1) if ids.dtype == torch.uint64 else wide
 
 
 def floats_like(values: Any, tensor: torch.Tensor, name: str) -> torch.Tensor | None:
@@ -59,15 +69,3 @@ def upstream_of(gradient: torch.Tensor, reduction: str, rows: int, divisor: torc
     if reduction == "mean":
         upstream = upstream / divisor
     return upstream.contiguous() if reduction == "none" else upstream.expand(rows).contiguous()
-
-
-def keep(ctx: Any, *values: Any) -> None:
-    """Saves tensors for the backward, and with them what is none, such as a packed head."""
-    ctx.save_for_backward(*(value if isinstance(value, torch.Tensor) else None for value in values))
-    ctx.others = [None if isinstance(value, torch.Tensor) else value for value in values]
-
-
-def kept(ctx: Any) -> list[Any]:
-    """What `keep` saved; raises where a tensor was changed in place since."""
-    pairs = zip(ctx.saved_tensors, ctx.others, strict=True)
-    return [other if tensor is None else tensor for tensor, other in pairs]

@@ -79,11 +79,14 @@ class Head:
 
 
 def product(left: Tensor, right: Tensor, compute: torch.dtype) -> Tensor:
-    """A matrix product summed in `compute`; 16-bit operands of one type stay what they are on CUDA."""
+    """A matrix product summed in `compute`, also where autocast would round; 16-bit operands of one type stay what they
+    are on CUDA.
+    """
     is_narrow = left.dtype == right.dtype and left.dtype.itemsize == 2 and compute == torch.float32
-    if is_narrow and left.device.type == "cuda" and left.numel() and right.numel():
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left.to(compute) @ right.to(compute)
+    with torch.autocast(left.device.type, enabled=False):
+        if is_narrow and left.device.type == "cuda" and left.numel() and right.numel():
+            return torch.mm(left, right, out_dtype=torch.float32)
+        return left.to(compute) @ right.to(compute)
 
 
 def linear_row_stats(
@@ -202,7 +205,7 @@ def linear_expected_embedding(side: dict[str, Any], *, temperature: float, num_t
             highest = logits.amax(-1)
             reference = reference_of(highest)
             weight = torch.exp(logits.sub_(reference[:, None]).mul_(1.0 / temperature))
-            sums = weight @ source.weight[columns.start : columns.stop].to(source.compute)
+            sums = product(weight, source.weight[columns.start : columns.stop], source.compute)
             higher = torch.maximum(largest, highest.double())
             shares = [_share(part, higher, 1.0 / temperature) for part in (largest, highest.double())]
             mass = mass * shares[0] + weight.sum(-1, dtype=torch.float64) * shares[1]

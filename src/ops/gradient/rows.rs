@@ -115,7 +115,9 @@ pub(crate) fn entropy_gradient_with<E: Element>(
     let rule = |row: usize| {
         let softmax = softmax(&likelihoods[row], options);
         let max_share = -softmax.max_share * (likelihoods[row].max_log_prob + entropy[row]);
-        let gradient = RowGradient { max_share, bend: Some(-softmax.max_share), ..softmax };
+        // A row without an entropy has NaN everywhere, and a factor beside a weight of 0 would be 0.
+        let bend = (!max_share.is_nan()).then_some(-softmax.max_share);
+        let gradient = RowGradient { max_share, bend, ..softmax };
         Some(gradient.times(upstream[row] / options.temperature))
     };
     write_rows(logits, None, rule, options, out, interrupt)
