@@ -19,7 +19,7 @@ def result_dtype(*values: torch.Tensor) -> torch.dtype:
 
 def ids_like(ids: Any, tensor: torch.Tensor, name: str = "targets") -> torch.Tensor:
     """Class ids as an int64 tensor of their own, which the backward reads again; lists and arrays go to where `tensor`
-    is.
+    is, and in a graph no copy is made.
 
     Raises:
         DTypeError: anything but integers.
@@ -28,7 +28,8 @@ def ids_like(ids: Any, tensor: torch.Tensor, name: str = "targets") -> torch.Ten
         ids = torch.as_tensor(adapter_of(ids).copy_targets(ids, name)).to(tensor.device)
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise DTypeError(f"{name} has dtype {ids.dtype}, expected integers")
-    wide: torch.Tensor = ids.to(torch.int64, copy=True)
+    # In a graph nobody can change them in between.
+    wide: torch.Tensor = ids.to(torch.int64, copy=not torch.compiler.is_compiling())
     # An id of 2^63 or more is outside of every vocabulary, and no number to ignore.
     return wide.where(wide >= 0, 2**63 - 1) if ids.dtype == torch.uint64 else wide
 
