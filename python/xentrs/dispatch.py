@@ -87,7 +87,7 @@ def traceable(function: Callable[_Parameters, _Result]) -> Callable[_Parameters,
 
     @functools.wraps(function)
     def call(*arguments: _Parameters.args, **settings: _Parameters.kwargs) -> _Result:
-        if is_in_graph(arguments[0] if arguments else None):
+        if any(hasattr(value, "detach") and is_in_graph(value) for value in (*arguments, *settings.values())):
             from xentrs.torch_operators import statistics
 
             node: Callable[_Parameters, _Result] = getattr(statistics, function.__name__)

@@ -88,8 +88,9 @@ def _backward(
 def _backward_fake(
     gradient: torch.Tensor, p: torch.Tensor, q: torch.Tensor, saved: torch.Tensor, wants_p: bool, wants_q: bool, *_: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    unwanted = (gradient.new_empty(0), gradient.new_empty(0))
-    return fake_place_like(p) if wants_p else unwanted[0], fake_place_like(q) if wants_q else unwanted[1]
+    sides = ((p, wants_p), (q, wants_q))
+    found = [fake_place_like(side) if wanted else gradient.new_empty(0) for side, wanted in sides]
+    return found[0], found[1]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
