@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 import xentrs as xe
-from test_operators import CASES, ROWS, SEED, TARGETS, VOCAB, draw, logits, pair
+import xentrs.torch_operators  # registers every operator
+from test_operators import CASES, ROWS, SEED, TARGETS, VOCAB, draw, head, heads, logits, pair
 from torch import Tensor
 from torch.nn import functional
 
@@ -127,6 +128,32 @@ def test_a_language_model_trains_alike_compiled_and_not() -> None:
         torch.testing.assert_close(*losses)
     for one, two in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(one, two)
+
+
+IDS = torch.arange(ROWS)
+KNOWN = (-100, 1.0, None, None, None)
+OPERATORS: dict[str, tuple[Any, ...]] = {
+    "cross_entropy": (*logits(), IDS, None, "mean", 0.1, 0.1, *KNOWN),
+    "logsumexp": (*logits(), *KNOWN),
+    "entropy": (*logits(), *KNOWN),
+    "divergence": (*pair(), False, False, 1.0, None),
+    "linear_cross_entropy": (*head(), IDS, "none", 1.0, None, None, 0.0, 0.0, -100, 1.0, None, None, False),
+    "linear_kl_divergence": (*heads(), 1.0, None, 1.0, None, None, 1.0, None),
+    "row_stats": (*logits(), IDS),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("requires", [True, False])
+def test_operators_are_what_torch_expects(name: str, requires: bool) -> None:
+    """Its own checks: schema, registrations, fakes, and a graph with dynamic shapes."""
+    given = [
+        value.clone().requires_grad_(requires and name != "row_stats")
+        if isinstance(value, Tensor) and value.is_floating_point()
+        else value
+        for value in OPERATORS[name]
+    ]
+    torch.library.opcheck(getattr(torch.ops.xentrs, name).default, tuple(given))
 
 
 def test_counts_and_totals_are_known_after_a_graph_has_run() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import xentrs as xe
+import xentrs.torch_operators  # registers every operator
 from test_operators import BACKENDS, ROWS, TARGETS, VOCAB, draw, head, logits, pair
 from torch import Tensor
 from torch.nn import functional

@@ -160,11 +160,10 @@ def _statistics(logits: torch.Tensor, wants_entropy: bool, *known: Any) -> tuple
     columns = lent.engine.row_stats(
         lent.array, lent.element, None, all=wants_entropy, top_k=0, strict=False, **settings(*known)
     )
-    names = ("lse", "nll", "max_logit", "max_log_prob", "entropy")
-    tensors = {name: adapter.wrap(columns[name]) for name in (names if wants_entropy else names[:-1])}
-    value = tensors["entropy" if wants_entropy else "lse"]
-    kept = [tensors[name] for name in names[:-1]]
-    saved = torch.stack(kept, dim=-1).reshape(-1)
+    lse, max_logit, max_log_prob = (adapter.wrap(columns[name]) for name in ("lse", "max_logit", "max_log_prob"))
+    value = adapter.wrap(columns["entropy"]) if wants_entropy else lse
+    # The place of the nll, which a row without a target has not.
+    saved = torch.stack([lse, torch.zeros_like(lse), max_logit, max_log_prob], dim=-1).reshape(-1)
     if wants_entropy:
         saved = torch.cat([saved, value])
     return adapter.wrap_differentiable(value.reshape(logits.shape[:-1]), lent.element), saved
