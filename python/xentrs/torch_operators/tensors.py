@@ -59,9 +59,9 @@ def place_like(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.
     return torch.from_numpy(np.empty(tuple(tensor.shape), bits)).view(dtype)
 
 
-def fake_place_like(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """The same without numbers."""
-    return torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device=tensor.device)
+def fake_place_like(tensor: torch.Tensor) -> torch.Tensor:
+    """A gradient of the same shape and type, without numbers."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
 def upstream_of(gradient: torch.Tensor, reduction: str, rows: int, divisor: torch.Tensor | float = 1.0) -> torch.Tensor:

@@ -15,7 +15,7 @@ from xentrs.torch_ops.checks import Targets
 
 def cut_loss(source: Any, targets: Targets, rows: int) -> dict[str, Any] | None:
     """The plain loss of bfloat16 hidden states by `cut_cross_entropy` (arXiv 2411.09009), whose logits are float32 and
-    never stored; None where it cannot be had. Liger's loss makes its logits in bfloat16, and so is not used.
+    never stored; None where it cannot be had.
 
     nll is lse less the target's logit there: a float32 difference, set to 0 where rounding leaves it below.
     """
