@@ -61,6 +61,7 @@ def row_stats(
     vocab_size: int | None,
     strict: bool,
     num_threads: int | None,
+    tempered: dict[str, Any] | None = None,
 ) -> dict[str, Any]: ...
 def linear_row_stats(
     side: dict[str, Any],
@@ -70,6 +71,7 @@ def linear_row_stats(
     all: bool,
     top_k: int,
     strict: bool,
+    tempered: dict[str, Any] | None = None,
 ) -> dict[str, Any]: ...
 def linear_loss(
     side: dict[str, Any],

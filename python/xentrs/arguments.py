@@ -69,6 +69,31 @@ def settings(
     }
 
 
+def tempered_settings(moments: bool, renyi_orders: Any, inverse_temperatures: Any) -> dict[str, Any] | None:
+    """Names for an engine what a call computes beside a row's statistics; None where that is nothing."""
+    lists = {"renyi_orders": renyi_orders, "inverse_temperatures": inverse_temperatures}
+    is_plain = all(isinstance(values, tuple) and not values for values in lists.values())
+    if is_plain and not moments:
+        return None
+    found = {name: lend_list(values, name) for name, values in lists.items()}
+    if not moments and not any(found.values()):
+        return None
+    return {"moments": bool(moments), **found}
+
+
+def lend_list(values: Any, name: str) -> list[float]:
+    """Copies one dimension of real numbers.
+
+    Raises:
+        ShapeError: any other number of dimensions.
+        DTypeError: as `lend_floats`.
+    """
+    array = lend_floats(values, name)
+    if array.ndim != 1:
+        raise ShapeError(f"{name} have shape {array.shape}, expected one dimension")
+    return list(array)
+
+
 def lend_floats(values: Any, name: str, lent: Lent | None = None, near: str = "logits") -> Any:
     """Copies real numbers of any kind of array or list into a contiguous float64 array, on the device of `lent`, which
     is the array named `near`; a numpy array where nothing was lent.

@@ -7,7 +7,10 @@ backward, `logsumexp`, `entropy` and `cross_entropy`, round theirs to float32 fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from numpy.typing import NDArray
 
 from xentrs.adapters.numpy import Lent
 from xentrs.arguments import (
@@ -22,6 +25,7 @@ from xentrs.arguments import (
     lend_with_targets,
     reduced,
     settings,
+    tempered_settings,
 )
 from xentrs.dispatch import Adapter, adapter_of, traceable, wants_operator
 from xentrs.errors import DTypeError, ShapeError
@@ -37,6 +41,9 @@ def row_stats(
     temperature: float = 1.0,
     softcap: float | None = None,
     top_k: int = 0,
+    moments: bool = False,
+    renyi_orders: Sequence[float] | NDArray[Any] = (),
+    inverse_temperatures: Sequence[float] | NDArray[Any] = (),
     ignore_index: int = -100,
     vocab_size: int | None = None,
     strict: bool = False,
@@ -52,30 +59,37 @@ def row_stats(
         temperature: divides the logits; from 1e-30 to 1e30.
         softcap: `softcap * tanh(logits / softcap)` before the temperature, as Gemma 2 does; from 1e-30 to 1e30.
         top_k: how many of the largest logits to return with their ids.
+        moments: also `log_prob_mean` and `log_prob_variance`, those of `log_prob_moments`.
+        renyi_orders: also `renyi_entropy` at these orders, as the function of that name gives it.
+        inverse_temperatures: also `temperature_grid`, as the function of that name gives it, at softmax(b z) for each b
+            of the list. z is what every other field speaks of, after soft cap and temperature.
         ignore_index: rows with this target are neither read nor counted.
         vocab_size: columns from this one on are padding and left out.
         strict: raise for the first row that has no finite result.
         num_threads: None or 0 takes all cores this process may use.
 
     Returns:
-        Arrays of shape `logits.shape[:-1]`, with `shift` one shorter on the last axis.
+        Arrays of shape `logits.shape[:-1]`, with `shift` one shorter on the last axis; a list adds an axis of its
+        length. Fields that were not asked for are None and cost nothing; those that were change no other bit.
 
     Raises:
-        ShapeError, DTypeError (also for a tensor that requires grad: this function has no backward), TargetError,
-        ParamError, NonFiniteError (with `strict`).
+        ShapeError (with `moments` or `renyi_orders` also for a vocabulary of 0), DTypeError (also for a tensor that
+        requires grad: this function has no backward), TargetError, ParamError, NonFiniteError (with `strict`).
 
     Example:
         >>> import numpy as np, xentrs
-        >>> stats = xentrs.row_stats(np.array([[2.0, 1.0, 0.0]], dtype=np.float32), np.array([0]))
-        >>> round(float(stats.nll[0]), 6), int(stats.rank[0])
-        (0.407606, 1)
+        >>> stats = xentrs.row_stats(np.array([[2.0, 1.0, 0.0]], dtype=np.float32), np.array([0]), renyi_orders=[2.0])
+        >>> round(float(stats.nll[0]), 6), int(stats.rank[0]), stats.renyi_entropy.round(6).tolist()
+        (0.407606, 1, [[0.695065]])
     """
+    tempered = tempered_settings(moments, renyi_orders, inverse_temperatures)
     adapter, lent, columns = _scan(
         logits,
         targets,
         shift,
         num_threads,
         all=True,
+        tempered=tempered,
         ignore_index=ignore_index,
         temperature=temperature,
         softcap=softcap,
@@ -83,7 +97,7 @@ def row_stats(
         vocab_size=vocab_size,
         strict=strict,
     )
-    return wrap_row_stats(columns, lent.array.shape[:-1], top_k, adapter)
+    return wrap_row_stats(columns, lent.array.shape[:-1], top_k, adapter, tempered)
 
 
 def logsumexp(
@@ -322,6 +336,7 @@ def _scan(
     top_k: int = 0,
     vocab_size: int | None = None,
     strict: bool = False,
+    tempered: dict[str, Any] | None = None,
 ) -> tuple[Adapter, Lent, dict[str, Any]]:
     """Runs the engine: the caller's adapter, what was lent and the flat columns."""
     adapter, lent, ids = lend_with_targets(logits, targets, shift)
@@ -337,5 +352,6 @@ def _scan(
         vocab_size=None if vocab_size is None else check_count(vocab_size, "vocab_size"),
         strict=strict,
         num_threads=num_threads,
+        tempered=tempered,
     )
     return adapter, lent, columns

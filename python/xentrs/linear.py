@@ -8,9 +8,12 @@ The method is that of "Cut Your Losses in Large-Vocabulary Language Models" (arX
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from xentrs.arguments import Reduction, check_count, check_reduction, reduced, settings
+from numpy.typing import NDArray
+
+from xentrs.arguments import Reduction, check_count, check_reduction, reduced, settings, tempered_settings
 from xentrs.dispatch import namespace_of, traceable, wants_operator
 from xentrs.divergences import finish_divergence
 from xentrs.errors import DTypeError, ShapeError
@@ -30,6 +33,9 @@ def linear_row_stats(
     temperature: float = 1.0,
     softcap: float | None = None,
     top_k: int = 0,
+    moments: bool = False,
+    renyi_orders: Sequence[float] | NDArray[Any] = (),
+    inverse_temperatures: Sequence[float] | NDArray[Any] = (),
     ignore_index: int = -100,
     vocab_size: int | None = None,
     strict: bool = False,
@@ -47,22 +53,26 @@ def linear_row_stats(
         softcap: `softcap * tanh(logits / softcap)` after the factor, before the temperature, as Gemma 2 does.
         vocab_size: rows of the weights from this one on are padding and left out.
         shift, temperature, top_k, ignore_index, strict, num_threads: as in `row_stats`.
+        moments, renyi_orders, inverse_temperatures: as in `row_stats`; the head is multiplied once whatever is asked.
 
     Returns:
-        Arrays of shape `hidden.shape[:-1]`, with `shift` one shorter on the last axis; `isa` names what the products
+        Arrays of shape `hidden.shape[:-1]`, with `shift` one shorter on the last axis; a list adds an axis of its
+        length, and fields that were not asked for are None. `isa` names what the products
         were made with: scalar, avx2, avx512, avx512bf16 or amx.
 
     Raises:
-        ShapeError, DTypeError, TargetError, ParamError, NonFiniteError (with `strict`).
+        ShapeError (with `moments` or `renyi_orders` also for a head of no rows), DTypeError, TargetError, ParamError,
+        NonFiniteError (with `strict`).
 
     Example:
         >>> import numpy as np, xentrs
         >>> hidden, weight = np.array([[1.0, 2.0]], dtype=np.float32), np.eye(3, 2, dtype=np.float32)
-        >>> stats = xentrs.linear_row_stats(hidden, weight, np.array([1]))
-        >>> round(float(stats.nll[0]), 6), int(stats.rank[0])
-        (0.407606, 1)
+        >>> stats = xentrs.linear_row_stats(hidden, weight, np.array([1]), moments=True)
+        >>> round(float(stats.nll[0]), 6), int(stats.rank[0]), round(float(stats.log_prob_mean[0]), 6)
+        (0.407606, 1, -1.407606)
     """
     lent = lend_side(hidden, weight, targets, shift, bias, logit_scale, softcap, vocab_size)
+    tempered = tempered_settings(moments, renyi_orders, inverse_temperatures)
     columns = lent.engine.linear_row_stats(
         lent.side,
         lent.ids,
@@ -70,8 +80,9 @@ def linear_row_stats(
         all=True,
         top_k=check_count(top_k, "top_k"),
         strict=strict,
+        tempered=tempered,
     )
-    return wrap_row_stats(columns, lent.shape, top_k, lent.adapter)
+    return wrap_row_stats(columns, lent.shape, top_k, lent.adapter, tempered)
 
 
 def linear_cross_entropy(

@@ -102,6 +102,14 @@ class RowStats:
     cpu) where torch operations did; empty from a state.
     """
     _token_count: Any
+    log_prob_mean: Any = None
+    """Mean of the log-probabilities over the vocabulary, every column with the same weight; None unless `moments`."""
+    log_prob_variance: Any = None
+    """Variance of the same; None unless `moments`."""
+    renyi_entropy: Any = None
+    """Renyi entropies, `(..., len(renyi_orders))`; None without orders."""
+    temperature_grid: TemperatureGrid | None = None
+    """Statistics at each inverse temperature, `(..., len(inverse_temperatures))`; None without these."""
 
     @property
     def token_count(self) -> int:
@@ -197,9 +205,38 @@ def on_cpu(nll: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.ascontiguousarray(np.asarray(plain, dtype=np.float64).reshape(-1))
 
 
-def wrap_row_stats(columns: dict[str, Any], shape: tuple[int, ...], top_k: int, adapter: Adapter) -> RowStats:
-    """Makes the result from the engine's flat columns."""
+def wrap_row_stats(
+    columns: dict[str, Any],
+    shape: tuple[int, ...],
+    top_k: int,
+    adapter: Adapter,
+    tempered: dict[str, Any] | None = None,
+) -> RowStats:
+    """Makes the result from the engine's flat columns; `tempered` is what the engine was asked for beside them."""
     token_count, isa = columns.pop("token_count"), columns.pop("isa")
     shapes = dict.fromkeys(columns, shape) | {"top_log_probs": (*shape, top_k), "top_ids": (*shape, top_k)}
+    beside = {} if tempered is None else _take_tempered(columns, shape, tempered, adapter)
     arrays = {name: adapter.wrap(column.reshape(shapes[name])) for name, column in columns.items()}
-    return RowStats(**arrays, isa=isa, _token_count=token_count)
+    return RowStats(**arrays, isa=isa, _token_count=token_count, **beside)
+
+
+def _take_tempered(
+    columns: dict[str, Any], shape: tuple[int, ...], tempered: dict[str, Any], adapter: Adapter
+) -> dict[str, Any]:
+    """Takes what was asked for beside the statistics out of the columns, as fields of the result."""
+
+    def take(name: str, *width: int) -> Any:
+        return adapter.wrap(columns.pop(name).reshape((*shape, *width)))
+
+    fields: dict[str, Any] = {}
+    if tempered["moments"]:
+        fields |= {name: take(name) for name in ("log_prob_mean", "log_prob_variance")}
+    if tempered["renyi_orders"]:
+        fields["renyi_entropy"] = take("renyi_entropy", len(tempered["renyi_orders"]))
+    if tempered["inverse_temperatures"]:
+        grid = np.asarray(tempered["inverse_temperatures"], dtype=np.float64)
+        arrays = {name: take(f"grid_{name}", len(grid)) for name in ("lse", "mean", "variance", "entropy", "nll")}
+        fields["temperature_grid"] = TemperatureGrid(
+            inverse_temperatures=grid, flags=take("grid_flags"), **arrays
+        )
+    return fields

@@ -1,4 +1,7 @@
-"""Quantities at several inverse temperatures, all from one read of the logits; nats and float64."""
+"""Quantities at several inverse temperatures, all from one read of the logits; nats and float64.
+
+`row_stats` and `linear_row_stats` give them beside all else, from the same read or product.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xentrs.arguments import lend_floats, lend_with_targets, settings
+from xentrs.arguments import lend_list, lend_with_targets, settings
 from xentrs.dispatch import adapter_of, namespace_of, traceable
 from xentrs.errors import ShapeError
 from xentrs.results import LogProbMoments, TemperatureGrid
@@ -50,15 +53,13 @@ def temperature_grid(
         [1.0, 1.57521]
     """
     adapter, lent, ids = lend_with_targets(logits, targets, shift)
-    grid = lend_floats(inverse_temperatures, "inverse_temperatures")
-    if grid.ndim != 1:
-        raise ShapeError(f"inverse_temperatures have shape {grid.shape}, expected one dimension")
+    grid = lend_list(inverse_temperatures, "inverse_temperatures")
     known = settings(ignore_index, 1.0, softcap, vocab_size, num_threads)
-    columns = lent.engine.temperature_grid(lent.array, lent.element, ids, list(grid), known)
+    columns = lent.engine.temperature_grid(lent.array, lent.element, ids, grid, known)
     rows = lent.array.shape[:-1]
     flags = adapter.wrap(columns.pop("flags").reshape(rows))
     arrays = {name: adapter.wrap(column.reshape(*rows, len(grid))) for name, column in columns.items()}
-    return TemperatureGrid(inverse_temperatures=grid, flags=flags, **arrays)
+    return TemperatureGrid(inverse_temperatures=np.asarray(grid, dtype=np.float64), flags=flags, **arrays)
 
 
 @traceable
@@ -89,11 +90,9 @@ def renyi_entropy(
     """
     adapter = adapter_of(logits)
     lent = adapter.lend(logits, "logits")
-    wanted = lend_floats(orders, "orders")
-    if wanted.ndim != 1:
-        raise ShapeError(f"orders have shape {wanted.shape}, expected one dimension")
+    wanted = lend_list(orders, "orders")
     known = settings(-100, temperature, softcap, vocab_size, num_threads)
-    values, _ = lent.engine.renyi_entropy(lent.array, lent.element, list(wanted), known)
+    values, _ = lent.engine.renyi_entropy(lent.array, lent.element, wanted, known)
     return adapter.wrap(values.reshape(*lent.array.shape[:-1], len(wanted)))
 
 

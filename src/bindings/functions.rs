@@ -5,7 +5,7 @@ use super::call::{detached, warn_of_rounding};
 use super::errors;
 use crate::error::Error;
 use crate::input::{SoftTargets, Targets, TopKDistribution};
-use crate::ops::{self, Options};
+use crate::ops::{self, Options, TemperedColumns, TemperedOptions};
 use crate::output::RowColumns;
 use crate::plan::Execution;
 use crate::simd::Isa;
@@ -77,9 +77,25 @@ pub(super) fn execution(py: Python<'_>, num_threads: Option<i64>) -> PyResult<Ex
     })
 }
 
-/// All statistics, or with `all=False` lse, nll and flags.
+/// What Python asks for beside a row's statistics.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+pub(super) struct Tempered {
+    moments: bool,
+    renyi_orders: Vec<f64>,
+    inverse_temperatures: Vec<f64>,
+}
+
+impl Tempered {
+    pub(super) fn options(&self) -> TemperedOptions<'_> {
+        let (renyi_orders, inverse_temperatures) = (&self.renyi_orders, &self.inverse_temperatures);
+        TemperedOptions { moments: self.moments, renyi_orders, inverse_temperatures }
+    }
+}
+
+/// All statistics, or with `all=False` lse, nll and flags; with `tempered` all, and what it asks for.
 #[pyfunction]
-#[pyo3(signature = (logits, element, targets, *, all, ignore_index, temperature, softcap, top_k, vocab_size, strict, num_threads))]
+#[pyo3(signature = (logits, element, targets, *, all, ignore_index, temperature, softcap, top_k, vocab_size, strict, num_threads, tempered=None))]
 #[expect(clippy::too_many_arguments, reason = "the settings of xentrs.row_stats")]
 pub(super) fn row_stats<'py>(
     py: Python<'py>,
@@ -94,6 +110,7 @@ pub(super) fn row_stats<'py>(
     vocab_size: Option<usize>,
     strict: bool,
     num_threads: Option<i64>,
+    tempered: Option<Tempered>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let options = Options { temperature, softcap, top_k, strict, execution: execution(py, num_threads)? };
     let logits = LentLogits::borrow(logits, element)?;
@@ -104,9 +121,13 @@ pub(super) fn row_stats<'py>(
         });
         let view = narrowed.map_err(|error| errors::exception(py, &error))?;
         let targets = targets.map(|ids| ids.checked(py, view.vocab(), ignore_index)).transpose()?;
-        detached(py, |interrupt| ops::scan_logits(&view, targets.as_ref(), &options, all, interrupt))
+        let targets = targets.as_ref();
+        detached(py, |interrupt| match &tempered {
+            None => Ok((ops::scan_logits(&view, targets, &options, all, interrupt)?, TemperedColumns::default())),
+            Some(beside) => ops::tempered_row_stats_with(&view, targets, &beside.options(), &options, interrupt),
+        })
     })?;
-    wrap(py, columns)
+    wrap_tempered(py, columns, tempered.as_ref())
 }
 
 #[pyfunction]
@@ -159,5 +180,30 @@ pub(super) fn wrap(py: Python<'_>, columns: RowColumns) -> PyResult<Bound<'_, Py
     set!(argmax, rank, ties, flags, top_log_probs, top_ids);
     result.set_item("token_count", columns.token_count)?;
     result.set_item("isa", columns.isa)?;
+    Ok(result)
+}
+
+/// The same with what was asked for beside them.
+pub(super) fn wrap_tempered<'py>(
+    py: Python<'py>,
+    (columns, found): (RowColumns, TemperedColumns),
+    wanted: Option<&Tempered>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let result = wrap(py, columns)?;
+    let Some(wanted) = wanted else { return Ok(result) };
+    macro_rules! set {
+        ($from:expr, $($key:literal: $name:ident),+) => { $(result.set_item($key, $from.$name.into_pyarray(py))?;)+ };
+    }
+    if wanted.moments {
+        set!(found, "log_prob_mean": log_prob_mean, "log_prob_variance": log_prob_variance);
+    }
+    if !wanted.renyi_orders.is_empty() {
+        set!(found, "renyi_entropy": renyi_entropy);
+    }
+    if !wanted.inverse_temperatures.is_empty() {
+        let grid = found.temperature_grid;
+        set!(grid, "grid_lse": lse, "grid_mean": mean, "grid_variance": variance, "grid_entropy": entropy);
+        set!(grid, "grid_nll": nll, "grid_flags": flags);
+    }
     Ok(result)
 }

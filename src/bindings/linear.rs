@@ -3,13 +3,13 @@
 use super::arrays::{LentLogits, with_logits};
 use super::call::detached;
 use super::errors;
-use super::functions::{TargetIds, execution, wrap};
+use super::functions::{TargetIds, Tempered, execution, wrap_tempered};
 use super::gradients::{likelihoods, wrap_gradients};
 use super::losses::{Settings, wrap_loss};
 use super::pairs::{ScaledArrays, wrap_scaled};
 use crate::error::Error;
 use crate::input::{Head, MatrixView, PackedHead as Packed, Weight};
-use crate::ops::{self, GradientOptions, LossOptions, LossTerms, Options, Projection};
+use crate::ops::{self, GradientOptions, LossOptions, LossTerms, Options, Projection, TemperedColumns};
 use numpy::{IntoPyArray, PyReadonlyArray1, PyUntypedArray};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -118,9 +118,10 @@ impl LentSide<'_> {
     }
 }
 
-/// All statistics, or with `all=False` lse, nll and flags.
+/// All statistics, or with `all=False` lse, nll and flags; with `tempered` all, and what it asks for.
 #[pyfunction]
-#[pyo3(signature = (side, targets, settings, *, all, top_k, strict))]
+#[pyo3(signature = (side, targets, settings, *, all, top_k, strict, tempered=None))]
+#[expect(clippy::too_many_arguments, reason = "the settings of xentrs.linear_row_stats")]
 pub(super) fn linear_row_stats<'py>(
     py: Python<'py>,
     side: Side<'py>,
@@ -129,13 +130,20 @@ pub(super) fn linear_row_stats<'py>(
     all: bool,
     top_k: usize,
     strict: bool,
+    tempered: Option<Tempered>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let options = Options { top_k, strict, ..settings.options(py)? };
     let side = side.borrow()?;
     let projection = side.projection(py)?;
     let targets = targets.map(|ids| ids.checked(py, projection.vocab(), settings.ignore_index())).transpose()?;
-    let columns = detached(py, |interrupt| ops::linear_scan(&projection, targets.as_ref(), &options, all, interrupt))?;
-    wrap(py, columns)
+    let targets = targets.as_ref();
+    let columns = detached(py, |interrupt| match &tempered {
+        None => Ok((ops::linear_scan(&projection, targets, &options, all, interrupt)?, TemperedColumns::default())),
+        Some(beside) => {
+            ops::linear_tempered_row_stats_with(&projection, targets, &beside.options(), &options, interrupt)
+        }
+    })?;
+    wrap_tempered(py, columns, tempered.as_ref())
 }
 
 #[pyfunction]

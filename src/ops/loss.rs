@@ -9,7 +9,7 @@ use crate::output::Flags;
 use crate::run::{Interrupt, Source};
 use crate::simd::{Element, Float};
 use crate::state::Perplexity;
-use crate::state::tempered::TemperedPartial;
+use crate::state::tempered::{ChainSet, TemperedPartial};
 
 /// What is added to the plain likelihood; the default adds nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -160,12 +160,14 @@ fn smoothed<E: Element>(
     let weights = settings.class_weights.map(|weights| padded::<E>(weights)).transpose()?;
     let weight_sums: Vec<f64> = settings.class_weights.map_or_else(Vec::new, leaf_totals);
     let weight_sum: f64 = weight_sums.iter().sum();
+    let mut exponents = ChainSet::default();
+    let sums_at = exponents.add(&[scale, 0.0]);
     let finish = |partial: &TemperedPartial, target: Option<f64>, places: &mut [f64]| {
-        let (row, even) = (partial.finish(0, scale), partial.finish(1, 0.0));
+        let (row, even) = (partial.finish(sums_at[0], scale), partial.finish(sums_at[1], 0.0));
         let nll = target.map_or(f64::NAN, |logit| row.log_mass + distance(partial.max() - logit, scale));
         let smooth = if settings.class_weights.is_some() {
             (weight_sum * row.log_mass + scale * partial.weighted_distance(&weight_sums)) / vocab
-        } else if partial.possible(1) < vocab {
+        } else if partial.possible(sums_at[1]) < vocab {
             f64::INFINITY
         } else {
             row.log_mass - scale * even.drop
@@ -178,7 +180,6 @@ fn smoothed<E: Element>(
         let is_infinite = nll == f64::INFINITY || smooth == f64::INFINITY;
         if is_infinite && row.flags == Flags::default() { Flags::TARGET_NEGINF } else { row.flags }
     };
-    let exponents = [scale, 0.0];
     let class_weights = weights.as_deref();
     let call =
         Tempered { source, targets: Some(targets), exponents: &exponents, softcap: options.softcap, class_weights };

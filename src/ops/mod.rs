@@ -27,9 +27,11 @@ pub(crate) use gradient::{
 #[cfg(feature = "python")]
 pub(crate) use kl::kl_divergence_with;
 pub use kl::{KlColumns, kl_divergence};
-pub use linear::{Projection, linear_kl_divergence, linear_loss, linear_row_stats, linear_target_logits};
+pub use linear::{
+    Projection, linear_kl_divergence, linear_loss, linear_row_stats, linear_target_logits, linear_tempered_row_stats,
+};
 #[cfg(feature = "python")]
-pub(crate) use linear::{linear_kl_divergence_with, linear_loss_with, linear_scan};
+pub(crate) use linear::{linear_kl_divergence_with, linear_loss_with, linear_scan, linear_tempered_row_stats_with};
 pub use loss::{Likelihood, LossColumns, LossOptions, loss, soft_cross_entropy};
 #[cfg(feature = "python")]
 pub(crate) use loss::{loss_with, soft_cross_entropy_with};
@@ -40,9 +42,11 @@ pub(crate) use pair::{divergences_with, js_divergence_with};
 pub(crate) use rows::scan_logits;
 pub use rows::{cross_entropy, entropy, logsumexp, perplexity, read_probe, row_stats};
 
-pub use tempered::{TemperatureColumns, renyi_entropy, temperature_grid};
+pub use tempered::{
+    TemperatureColumns, TemperedColumns, TemperedOptions, renyi_entropy, temperature_grid, tempered_row_stats,
+};
 #[cfg(feature = "python")]
-pub(crate) use tempered::{renyi_entropy_with, temperature_grid_with};
+pub(crate) use tempered::{renyi_entropy_with, temperature_grid_with, tempered_row_stats_with};
 pub use tile_probe::tile_probe;
 pub use top_k::top_k_kl_divergence;
 #[cfg(feature = "python")]

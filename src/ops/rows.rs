@@ -114,22 +114,41 @@ pub(super) fn scan<E: Element>(
     all: bool,
     interrupt: Interrupt<'_>,
 ) -> Result<RowColumns, Error> {
+    let (mut columns, work) = scanning(source, targets, options, all)?;
+    source.run(&work, |size| columns.slots(size), interrupt)?;
+    conclude(columns, source, targets, options)
+}
+
+/// Room for the columns, and the work that fills it.
+pub(super) fn scanning<'w, 's, E: Element>(
+    source: &impl Source<E, 1>,
+    targets: Option<&'w Targets>,
+    options: &Options,
+    all: bool,
+) -> Result<(RowColumns, ScanWork<'w, 's>), Error> {
     let inverse_temperature = options.checked(source.vocab())?;
     check_rows(source.rows(), targets)?;
-    let mut columns = RowColumns::allocate(source.rows(), all, options.top_k)?;
+    let columns = RowColumns::allocate(source.rows(), all, options.top_k)?;
     let scan = Scan { inverse_temperature, softcap: options.softcap, all };
     let isa = options.execution.isa()?;
-    let work = ScanWork { targets, scan, isa, top_k: options.top_k, slots: PhantomData };
-    source.run(&work, |size| columns.slots(size), interrupt)?;
+    Ok((columns, ScanWork { targets, scan, isa, top_k: options.top_k, slots: PhantomData }))
+}
+
+/// Looks at filled columns, and says of the call what they do not.
+pub(super) fn conclude<E: Element>(
+    columns: RowColumns,
+    source: &impl Source<E, 1>,
+    targets: Option<&Targets>,
+    options: &Options,
+) -> Result<RowColumns, Error> {
     if options.strict {
         check_finite(source, targets, &columns.flags)?;
     }
-    columns.token_count = targets.map_or(0, Targets::token_count);
-    columns.isa = isa.name();
-    Ok(columns)
+    let token_count = targets.map_or(0, Targets::token_count);
+    Ok(RowColumns { token_count, isa: options.execution.isa()?.name(), ..columns })
 }
 
-struct ScanWork<'w, 's> {
+pub(super) struct ScanWork<'w, 's> {
     targets: Option<&'w Targets>,
     scan: Scan,
     isa: Isa,

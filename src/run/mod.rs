@@ -3,9 +3,11 @@
 //! Threads come from our own pool, keyed by process id: a pool does not survive `fork`, so a child builds its own and
 //! leaves the parent's alone. No lock is held while work runs, and the waiting thread asks now and then whether to stop.
 
+mod both;
 mod heads;
 mod lent;
 
+pub(crate) use both::Both;
 pub(crate) use heads::HeadRows;
 pub(crate) use lent::LentRows;
 

@@ -38,6 +38,44 @@ pub(crate) fn chains(inverse_temperatures: &[f64]) -> Vec<Chain> {
     chains
 }
 
+/// Chains for the lists of several quantities. Each list keeps the bits that it has alone, as its chains do not depend on the
+/// other lists; chains that begin with the same value are summed once.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct ChainSet {
+    pub(crate) chains: Vec<Chain>,
+    /// Sums that the chains give.
+    pub(crate) count: usize,
+}
+
+impl ChainSet {
+    /// Adds a list; where the sums of each of its values stand.
+    pub(crate) fn add(&mut self, inverse_temperatures: &[f64]) -> Vec<usize> {
+        self.add_needed(inverse_temperatures, |_| true)
+    }
+
+    /// The same for a list of which some are not needed: they are summed where only the others' chains go through them.
+    pub(crate) fn add_needed(&mut self, inverse_temperatures: &[f64], is_needed: impl Fn(usize) -> bool) -> Vec<usize> {
+        let mut found = vec![usize::MAX; inverse_temperatures.len()];
+        for Chain { base, places: mut members } in chains(inverse_temperatures) {
+            while members.pop_if(|member| !is_needed(*member)).is_some() {}
+            let shared = self.chains.iter().position(|chain| chain.base == base).unwrap_or_else(|| {
+                self.chains.push(Chain { base, places: Vec::new() });
+                self.chains.len() - 1
+            });
+            let places = &mut self.chains[shared].places;
+            for (level, member) in members.into_iter().enumerate() {
+                if level == places.len() {
+                    places.push(self.count);
+                    self.count += 1;
+                }
+                found[member] = places[level];
+            }
+        }
+        self.chains.retain(|chain| !chain.places.is_empty());
+        found
+    }
+}
+
 /// What has been read of one row. Partials over neighbouring leaf ranges append.
 #[derive(Clone, Debug)]
 pub(crate) struct TemperedPartial {
@@ -65,6 +103,18 @@ pub(crate) struct Tempered {
     pub(crate) flags: Flags,
 }
 
+impl Tempered {
+    const UNDEFINED: Self = Self {
+        lse: f64::NAN,
+        log_mass: f64::NAN,
+        drop: f64::NAN,
+        mean: f64::NAN,
+        variance: f64::NAN,
+        entropy: f64::NAN,
+        flags: Flags::NAN,
+    };
+}
+
 impl TemperedPartial {
     pub(crate) fn new(inverse_temperatures: usize) -> Self {
         let next = vec![LeafSums::EMPTY; inverse_temperatures];
@@ -90,6 +140,18 @@ impl TemperedPartial {
         self.leaves.iter().skip(place).step_by(self.next.len())
     }
 
+    /// Why the row has no distribution; nothing if it has one.
+    pub(crate) fn flags(&self) -> Flags {
+        if self.leaves.iter().any(|leaf| leaf.has_nan) {
+            return Flags::NAN;
+        }
+        match self.max() {
+            f64::INFINITY => Flags::POSINF,
+            f64::NEG_INFINITY => Flags::ALL_NEGINF,
+            _ => Flags::default(),
+        }
+    }
+
     /// The row's largest logit; minus infinity if there is none.
     pub(crate) fn max(&self) -> f64 {
         self.leaves.iter().fold(f64::NEG_INFINITY, |max, leaf| larger(max, leaf.max))
@@ -97,24 +159,9 @@ impl TemperedPartial {
 
     /// The row at inverse temperature number `place`, which is `inverse_temperature`.
     pub(crate) fn finish(&self, place: usize, inverse_temperature: f64) -> Tempered {
-        let max = self.max();
-        let undefined = |lse, flags| Tempered {
-            lse,
-            log_mass: f64::NAN,
-            drop: f64::NAN,
-            mean: f64::NAN,
-            variance: f64::NAN,
-            entropy: f64::NAN,
-            flags,
-        };
-        if self.leaves.iter().any(|leaf| leaf.has_nan) {
-            return undefined(f64::NAN, Flags::NAN);
-        }
-        if max == f64::INFINITY {
-            return undefined(max, Flags::POSINF);
-        }
-        if max == f64::NEG_INFINITY {
-            return undefined(max, Flags::ALL_NEGINF);
+        let (max, flags) = (self.max(), self.flags());
+        if flags != Flags::default() {
+            return Tempered { lse: if flags == Flags::NAN { f64::NAN } else { max }, flags, ..Tempered::UNDEFINED };
         }
         let sums = RowSums::merge(self.leaves_at(place), max, inverse_temperature, 1.0);
         let (mass, log_mass) = (1.0 + sums.rest, libm::log1p(sums.rest));
@@ -167,5 +214,23 @@ mod tests {
     fn equal_values_have_places_of_their_own() {
         let found = chains(&[1.0, 1.0]);
         assert_eq!(found.iter().map(|chain| chain.places.len()).sum::<usize>(), 2);
+    }
+
+    #[test]
+    fn lists_share_chains_that_begin_alike() {
+        let mut set = ChainSet::default();
+        assert_eq!(set.add(&[1.0, 0.0]), [1, 0]);
+        // 1 is the square of 0.5 here and has other bits than 1 alone.
+        assert_eq!(set.add(&[1.0, 0.5, 2.0]), [3, 2, 4]);
+        assert_eq!(set.add(&[0.0, 1.0, 2.0, 0.5]), [0, 3, 4, 2]);
+        assert_eq!(set.add(&[2.0, 1.0, 1.0]), [5, 1, 1]);
+        assert_eq!((set.count, set.chains.len()), (6, 3));
+    }
+
+    #[test]
+    fn values_that_are_not_needed_cost_nothing() {
+        let mut set = ChainSet::default();
+        let found = set.add_needed(&[1.0, 0.5, 2.0, 1.0], |member| member != 3);
+        assert_eq!((&found[..3], set.count, set.chains.len()), (&[1, 0, 2][..], 3, 1));
     }
 }

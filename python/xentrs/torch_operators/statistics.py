@@ -57,42 +57,82 @@ def _rows_of(like: torch.Tensor, shift: int) -> tuple[int, ...]:
     return (*rows[:-1], max(rows[-1] - shift, 0)) if shift else rows
 
 
-def _row_stats_fake(like: torch.Tensor, *_: Any, shift: int = 0, top_k: int = 0, **known: Any) -> list[torch.Tensor]:
+_TEMPERED = "bool moments=False, float[] renyi_orders=[], float[] inverse_temperatures=[]"
+
+
+def _row_stats_fields(stats: RowStats) -> list[torch.Tensor]:
+    """The tensors of a result; what was not asked for is left out."""
+    found = [*_fields(stats, *_ROW_STATS, *_TOP), stats.log_prob_mean, stats.log_prob_variance, stats.renyi_entropy]
+    if stats.temperature_grid is not None:
+        found += _fields(stats.temperature_grid, *_GRID, "flags")
+    return [tensor for tensor in found if tensor is not None]
+
+
+def _row_stats_fake(
+    like: torch.Tensor,
+    *_: Any,
+    shift: int = 0,
+    top_k: int = 0,
+    moments: bool = False,
+    renyi_orders: Sequence[float] = (),
+    inverse_temperatures: Sequence[float] = (),
+    **known: Any,
+) -> list[torch.Tensor]:
     rows = _rows_of(like, shift)
-    return [*_new(like, rows, _ROW_STATS), *_new(like, (*rows, top_k), _TOP)]
+    found = [*_new(like, rows, _ROW_STATS), *_new(like, (*rows, top_k), _TOP)]
+    found += _new(like, rows, _MOMENTS) if moments else []
+    found += [like.new_empty((*rows, len(renyi_orders)), dtype=F64)] if renyi_orders else []
+    if inverse_temperatures:
+        found += _new(like, (*rows, len(inverse_temperatures)), _GRID)
+        found.append(like.new_empty(rows, dtype=U8))
+    return found
 
 
 def _row_stats(found: list[torch.Tensor], targets: torch.Tensor | None, known: dict[str, Any]) -> RowStats:
     """The result; `isa` is empty, as nothing has run yet, and the count a number once the graph has run."""
-    columns: dict[str, Any] = dict(zip((*_ROW_STATS, *_TOP), found, strict=True))
+    names = [*_ROW_STATS, *_TOP]
+    names += ["log_prob_mean", "log_prob_variance"] if known["moments"] else []
+    names += ["renyi_entropy"] if known["renyi_orders"] else []
+    columns: dict[str, Any] = dict(zip(names, found, strict=False))
+    if known["inverse_temperatures"]:
+        fields = dict(zip((*_GRID, "flags"), found[len(names) :], strict=True))
+        columns["temperature_grid"] = TemperatureGrid(known["inverse_temperatures"], **fields)
     count: Any = 0
     if targets is not None:
         count = (targets[..., known.get("shift", 0) :] != known.get("ignore_index", -100)).sum()
     return RowStats(**columns, isa="", _token_count=count)
 
 
+def _as_numbers(known: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a call with its lists as the schema has them."""
+    lists = {
+        name: [float(value) for value in known.get(name, ())] for name in ("renyi_orders", "inverse_temperatures")
+    }
+    return {**known, "moments": bool(known.get("moments", False)), **lists}
+
+
 _row_stats_operator = without_backward(
     "row_stats(Tensor logits, Tensor? targets=None, *, int shift=0, float temperature=1.0, float? softcap=None, "
-    "int top_k=0, int ignore_index=-100, SymInt? vocab_size=None, bool strict=False, int? num_threads=None)"
-    " -> Tensor[]",
-    lambda *given, **known: _fields(_rows.row_stats(*given, **known), *_ROW_STATS, *_TOP),
+    f"int top_k=0, {_TEMPERED}, int ignore_index=-100, SymInt? vocab_size=None, bool strict=False, "
+    "int? num_threads=None) -> Tensor[]",
+    lambda *given, **known: _row_stats_fields(_rows.row_stats(*given, **known)),
     _row_stats_fake,
 )
 
 
 def row_stats(logits: torch.Tensor, targets: Any = None, **known: Any) -> RowStats:
-    """`xentrs.row_stats` in a graph."""
+    """`xentrs.row_stats` in a graph, where the lists are lists of numbers."""
     check_shift(known.get("shift", 0), logits.shape, "logits")
-    ids = None if targets is None else ids_like(targets, logits)
+    ids, known = None if targets is None else ids_like(targets, logits), _as_numbers(known)
     return _row_stats(_row_stats_operator(logits, ids, **known), ids, known)
 
 
 _linear_row_stats_operator = without_backward(
     f"linear_row_stats(Tensor hidden, Tensor weight, Tensor? targets=None, Tensor? bias=None, *, {_HEAD}, int shift=0, "
-    "float temperature=1.0, int top_k=0, int ignore_index=-100, SymInt? vocab_size=None, bool strict=False, "
-    "int? num_threads=None) -> Tensor[]",
-    lambda hidden, weight, targets=None, bias=None, **known: _fields(
-        _heads.linear_row_stats(hidden, weight, targets, bias=bias, **known), *_ROW_STATS, *_TOP
+    f"float temperature=1.0, int top_k=0, {_TEMPERED}, int ignore_index=-100, SymInt? vocab_size=None, "
+    "bool strict=False, int? num_threads=None) -> Tensor[]",
+    lambda hidden, weight, targets=None, bias=None, **known: _row_stats_fields(
+        _heads.linear_row_stats(hidden, weight, targets, bias=bias, **known)
     ),
     _row_stats_fake,
 )
@@ -101,12 +141,12 @@ _linear_row_stats_operator = without_backward(
 def linear_row_stats(
     hidden: torch.Tensor, weight: torch.Tensor, targets: Any = None, *, bias: Any = None, **known: Any
 ) -> RowStats:
-    """`xentrs.linear_row_stats` in a graph."""
+    """`xentrs.linear_row_stats` in a graph, where the lists are lists of numbers."""
     if cannot_hold(weight):
         found: RowStats = outside_of_graphs(_heads.linear_row_stats, hidden, weight, targets, bias=bias, **known)
         return found
     check_shift(known.get("shift", 0), hidden.shape, "hidden")
-    ids = None if targets is None else ids_like(targets, hidden)
+    ids, known = None if targets is None else ids_like(targets, hidden), _as_numbers(known)
     biases = floats_like(bias, hidden, "bias")
     return _row_stats(_linear_row_stats_operator(hidden, weight, ids, biases, **known), ids, known)
 

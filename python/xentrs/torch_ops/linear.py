@@ -97,10 +97,11 @@ def linear_row_stats(
     all: bool,
     top_k: int,
     strict: bool,
+    tempered: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """All statistics of each row's logits."""
+    """All statistics of each row's logits, and what `tempered` asks for."""
     source, checked, rows, scale = _prepare(side, targets, settings)
-    columns = scan(source, checked, scale, top_k=top_k, all=all)
+    columns = scan(source, checked, scale, top_k=top_k, all=all, tempered=tempered)
     return finish_columns(columns, source, checked, rows, strict)
 
 

@@ -23,9 +23,11 @@ from xentrs.torch_ops.leaf import (
     row_sums,
     undefined_flags,
 )
+from xentrs.torch_ops.tempered import Measures
 
 _BLAMED = NAN | POSINF | ALL_NEGINF | TARGET_NEGINF
 _DEFAULTS = {"nll": 0.0, "log_prob": 0.0, "argmax": -1, "rank": 0, "ties": 0, "flags": IGNORED, "top_ids": -1}
+_DEFAULTS |= {"grid_nll": 0.0, "grid_flags": IGNORED}
 """What an ignored row has in each column; NaN in the others."""
 
 
@@ -42,8 +44,9 @@ def row_stats(
     vocab_size: int | None,
     strict: bool,
     num_threads: int | None,
+    tempered: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """All statistics, or with `all=False` lse, nll and flags."""
+    """All statistics, or with `all=False` lse, nll and flags; with `tempered` all, and what it asks for."""
     check_threads(num_threads)
     vocab, rows = check_vocab(vocab_size, logits.shape[-1]), logits.shape[:-1].numel()
     checked = None if targets is None else check_targets(targets, vocab, ignore_index)
@@ -53,7 +56,7 @@ def row_stats(
     if targets is not None:
         check_rows(len(targets), rows)
     source = Logits(logits, vocab, softcap, checked and checked.counted, compute_type(logits.dtype))
-    columns = scan(source, checked, 1.0 / temperature, top_k=top_k, all=all)
+    columns = scan(source, checked, 1.0 / temperature, top_k=top_k, all=all, tempered=tempered)
     return finish_columns(columns, source, checked, rows, strict)
 
 
@@ -105,23 +108,33 @@ class Peak(NamedTuple):
 
 
 def scan(
-    source: Source, targets: Targets | None, scale: float, *, top_k: int = 0, all: bool = False
+    source: Source,
+    targets: Targets | None,
+    scale: float,
+    *,
+    top_k: int = 0,
+    all: bool = False,
+    tempered: dict[str, Any] | None = None,
 ) -> dict[str, Tensor]:
     """The columns of every row of the source; `scale` is the inverse temperature."""
     if top_k > source.vocab:
         raise ParamError(f"top_k = {top_k}, expected at most the vocabulary")
-    return joined([_scan_rows(source, targets, rows, scale, top_k, all) for rows in source.row_spans()])
+    measures = None if tempered is None else Measures(tempered, source.vocab, scale, source.compute)
+    return joined([_scan_rows(source, targets, rows, scale, top_k, all, measures) for rows in source.row_spans()])
 
 
 def _scan_rows(
-    source: Source, targets: Targets | None, rows: Span, scale: float, top_k: int, all: bool
+    source: Source, targets: Targets | None, rows: Span, scale: float, top_k: int, all: bool, measures: Measures | None
 ) -> dict[str, Tensor]:
     ids = None if targets is None else targets.columns[rows.start : rows.stop]
     target: Tensor | None = None
     sums, peak, counts = None, None, torch.zeros(2, rows.size, dtype=torch.int64, device=source.device)
+    tempered: dict[float, Sums] = {}
     column_spans = list(source.column_spans())
     for columns in column_spans:
         logits = source.logits(rows, columns)
+        if measures is not None:
+            measures.add(tempered, logits)
         sums = merged(sums, leaf_sums(logits, scale, moments=all), scale)
         if all:
             peak = _merged_peak(peak, _peak(logits, columns, top_k), top_k)
@@ -134,14 +147,15 @@ def _scan_rows(
         # Only now is the target known; its logit has the bits of its column.
         for columns in column_spans:
             counts += _count(source.logits(rows, columns), target)
-    row = row_sums(sums)
-    found = likelihood(row, None if target is None else target.double(), scale)
+    row, wide_target = row_sums(sums), None if target is None else target.double()
+    found = likelihood(row, wide_target, scale)
     if peak is None:
         return found
     fields = _describe(row, peak, scale) | _top_fields(found, row, peak, scale)
     is_ranked = (undefined_flags(row.max) == 0) & (target is not None)
     ranks = {"rank": torch.where(is_ranked, 1 + counts[0], 0), "ties": torch.where(is_ranked, counts[1] - 1, 0)}
-    return found | fields | ranks
+    beside = {} if measures is None else measures.finish(tempered, wide_target)
+    return found | fields | ranks | beside
 
 
 def pick(known: Tensor | None, logits: Tensor, columns: Span, ids: Tensor) -> Tensor:

@@ -52,23 +52,33 @@ def _grid_blocks(
 ) -> list[dict[str, Tensor]]:
     blocks = []
     for rows, found in temper(source, exponents or [scale]):
-        largest = found[0].max
-        flags = undefined_flags(largest)
-        target = None
+        largest, target = found[0].max, None
         if targets is not None:
             target = source.targets(rows, targets.columns[rows.start : rows.stop]).double()
-            flags = torch.where((target == -torch.inf) & (flags == 0), TARGET_NEGINF, flags)
-        empty = largest.new_zeros(len(largest), 0)
-        fields: dict[str, list[Tensor]] = {name: [empty] for name in ("lse", "mean", "variance", "entropy", "nll")}
-        for exponent, row in zip(exponents, found, strict=False):
-            nll = torch.full_like(largest, torch.nan)
-            if target is not None:
-                nll = row.log_mass + _away(largest - target, exponent)
-            values = (row.lse, row.mean * scale, row.variance * scale * scale, row.entropy, nll)
-            for name, value in zip(fields, values, strict=True):
-                fields[name].append(value[:, None])
-        blocks.append({name: torch.cat(parts, -1) for name, parts in fields.items()} | {"flags": flags})
+        fields = _grid_fields(exponents, found, scale, largest, target)
+        blocks.append(fields | {"flags": _grid_flags(largest, target)})
     return blocks
+
+
+def _grid_fields(
+    exponents: list[float], found: list[Tempered], scale: float, largest: Tensor, target: Tensor | None
+) -> dict[str, Tensor]:
+    """What a grid has of rows at each exponent, `(rows, exponents)`."""
+    empty = largest.new_zeros(len(largest), 0)
+    fields: dict[str, list[Tensor]] = {name: [empty] for name in ("lse", "mean", "variance", "entropy", "nll")}
+    for exponent, row in zip(exponents, found, strict=False):
+        nll = torch.full_like(largest, torch.nan)
+        if target is not None:
+            nll = row.log_mass + _away(largest - target, exponent)
+        values = (row.lse, row.mean * scale, row.variance * scale * scale, row.entropy, nll)
+        for name, value in zip(fields, values, strict=True):
+            fields[name].append(value[:, None])
+    return {name: torch.cat(parts, -1) for name, parts in fields.items()}
+
+
+def _grid_flags(largest: Tensor, target: Tensor | None) -> Tensor:
+    flags = undefined_flags(largest)
+    return flags if target is None else torch.where((target == -torch.inf) & (flags == 0), TARGET_NEGINF, flags)
 
 
 def _away(difference: Tensor, exponent: float) -> Tensor:
@@ -131,3 +141,56 @@ def _renyi(order: float, shannon: Tempered, row: Tempered | None, scale: float, 
         return shannon.entropy - (order - 1.0) / 2.0 * shannon.variance * scale * scale
     # Both logarithms are of sums around the largest logit, whose multiples cancel here exactly. Plus 0: never -0.
     return ((row.log_mass - order * shannon.log_mass) / (1.0 - order)).clamp(min=0.0) + 0.0
+
+
+class Measures:
+    """What `row_stats` makes of sums at several exponents beside all else; equal exponents are summed once."""
+
+    def __init__(self, wanted: dict[str, Any], vocab: int, scale: float, compute: torch.dtype) -> None:
+        """`wanted` names what the caller asked for; `scale` is the inverse temperature."""
+        self.has_moments = bool(wanted["moments"])
+        self.orders, self.grid = wanted["renyi_orders"], wanted["inverse_temperatures"]
+        if self.has_moments or self.orders:
+            check_vocabulary(vocab, "an entropy" if self.orders else "a mean")
+        finite = [order for order in self.orders if order != float("inf")]
+        check_list("renyi_orders", finite)
+        check_list("inverse_temperatures", self.grid)
+        self.vocab, self.scale, self.compute = vocab, scale, compute
+        # Moments and entropies need the sums at 1 too.
+        one = [scale] if self.has_moments or self.orders else []
+        even = [0.0] if self.has_moments else []
+        self.exponents = list(dict.fromkeys([*one, *even, *(value * scale for value in [*finite, *self.grid])]))
+
+    def add(self, sums: dict[float, Sums], logits: Tensor) -> None:
+        """Adds one block of columns to what is known of its rows."""
+        for exponent in self.exponents:
+            sums[exponent] = merged(sums.get(exponent), leaf_sums(logits, 1.0, exponent), 1.0, exponent)
+
+    def finish(self, sums: dict[float, Sums], target: Tensor | None) -> dict[str, Tensor]:
+        """The columns; `target` is the targets' logits in float64."""
+        rows = {exponent: _finish(row_sums(found), exponent) for exponent, found in sums.items()}
+        columns = self._moments(rows[self.scale], rows[0.0]) if self.has_moments else {}
+        if self.orders:
+            at = [rows.get(order * self.scale) for order in self.orders]
+            values = [
+                _renyi(order, rows[self.scale], row, self.scale, self.compute)
+                for order, row in zip(self.orders, at, strict=True)
+            ]
+            columns["renyi_entropy"] = torch.stack(values, -1)
+        if self.grid:
+            exponents = [value * self.scale for value in self.grid]
+            found = [rows[exponent] for exponent in exponents]
+            fields = _grid_fields(exponents, found, self.scale, found[0].max, target)
+            fields["flags"] = _grid_flags(found[0].max, target)
+            columns |= {f"grid_{name}": values for name, values in fields.items()}
+        return columns
+
+    def _moments(self, one: Tempered, even: Tempered) -> dict[str, Tensor]:
+        """Minus infinity and NaN where a column is impossible."""
+        # At exponent 0 the columns that are possible count, and lse is the log of their number.
+        is_whole = torch.round(torch.exp(even.lse)) == self.vocab
+        otherwise = torch.where(torch.isfinite(one.lse), -torch.inf, torch.nan)
+        return {
+            "log_prob_mean": torch.where(is_whole, even.mean * self.scale - one.lse, otherwise),
+            "log_prob_variance": torch.where(is_whole, even.variance * self.scale * self.scale, torch.nan),
+        }

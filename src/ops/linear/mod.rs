@@ -10,6 +10,7 @@ pub(super) use projection::{with_narrow_tiles, with_source, with_tiles};
 use super::kl::{KlColumns, kl_rows};
 use super::loss::{LossColumns, LossOptions, loss_rows};
 use super::rows::scan;
+use super::tempered::{TemperedColumns, TemperedOptions, scan_tempered};
 use super::{Options, check_positive, check_rows, never};
 use crate::error::{Error, try_filled};
 use crate::input::Targets;
@@ -74,6 +75,34 @@ pub(crate) fn linear_scan(
     with_source!([projection], &options.execution, |source, _plan| {
         let columns = scan(source, targets, &options, all, interrupt)?;
         Ok(RowColumns { isa: projection.isa(&options.execution)?, ..columns })
+    })
+}
+
+/// The same, with moments of log-probabilities, Renyi entropies and a grid of temperatures, as
+/// [`tempered_row_stats`](crate::tempered_row_stats) gives them: each leaf is multiplied once.
+///
+/// # Errors
+/// As [`tempered_row_stats`](crate::tempered_row_stats); [`Error::Parameter`] for `options.softcap`.
+pub fn linear_tempered_row_stats(
+    projection: &Projection<'_>,
+    targets: Option<&Targets>,
+    wanted: &TemperedOptions<'_>,
+    options: &Options,
+) -> Result<(RowColumns, TemperedColumns), Error> {
+    linear_tempered_row_stats_with(projection, targets, wanted, options, &never)
+}
+
+pub(crate) fn linear_tempered_row_stats_with(
+    projection: &Projection<'_>,
+    targets: Option<&Targets>,
+    wanted: &TemperedOptions<'_>,
+    options: &Options,
+    interrupt: Interrupt<'_>,
+) -> Result<(RowColumns, TemperedColumns), Error> {
+    let options = uncapped(options)?;
+    with_source!([projection], &options.execution, |source, _plan| {
+        let (columns, tempered) = scan_tempered(source, targets, wanted, &options, interrupt)?;
+        Ok((RowColumns { isa: projection.isa(&options.execution)?, ..columns }, tempered))
     })
 }
 
