@@ -88,6 +88,35 @@ pub fn log_probs(logits: &[f64], temperature: f64, softcap: Option<f64>) -> Vec<
     logits.iter().map(|&logit| (cap(logit) / temperature - row.max_logit) + row.max_log_prob).collect()
 }
 
+/// Mean and variance of ln p over the vocabulary of a finite row, every column with the same weight.
+pub fn log_prob_moments(logits: &[f64], temperature: f64, softcap: Option<f64>) -> [f64; 2] {
+    let (log_probs, vocab) = (log_probs(logits, temperature, softcap), logits.len() as f64);
+    let mean = sum(log_probs.iter().copied()) / vocab;
+    [mean, sum(log_probs.iter().map(|value| (value - mean).powi(2))) / vocab]
+}
+
+/// ln(sum p^a) / (1 - a), for a = 1 the entropy, for a = inf -ln of the largest probability.
+pub fn renyi_entropy(logits: &[f64], order: f64, temperature: f64, softcap: Option<f64>) -> f64 {
+    let row = row_stats(logits, None, temperature, softcap);
+    if order == 1.0 || order == f64::INFINITY {
+        return if order == 1.0 { row.entropy } else { -row.max_log_prob };
+    }
+    let powers = log_probs(logits, temperature, softcap).into_iter().map(|value| (order * value).exp());
+    sum(powers).ln() / (1.0 - order)
+}
+
+/// ln sum e^(b z), mean and variance of z under softmax(b z), and its entropy, for a finite row.
+pub fn tempered(logits: &[f64], inverse_temperature: f64, temperature: f64, softcap: Option<f64>) -> [f64; 4] {
+    let cap = |logit: f64| softcap.map_or(logit, |cap| cap * (logit / cap).tanh());
+    let z: Vec<f64> = logits.iter().map(|&logit| cap(logit) / temperature).collect();
+    let scaled: Vec<f64> = z.iter().map(|value| inverse_temperature * value).collect();
+    let row = row_stats(&scaled, None, 1.0, None);
+    let p: Vec<f64> = log_probs(&scaled, 1.0, None).into_iter().map(f64::exp).collect();
+    let mean = sum(p.iter().zip(&z).map(|(p, z)| p * z));
+    let variance = sum(p.iter().zip(&z).map(|(p, z)| p * (z - mean).powi(2)));
+    [row.lse, mean, variance, row.entropy]
+}
+
 /// What turns a derivative by z into one by the logit.
 fn slope(logit: f64, temperature: f64, softcap: Option<f64>) -> f64 {
     softcap.map_or(1.0, |cap| 1.0 - (logit / cap).tanh().powi(2)) / temperature

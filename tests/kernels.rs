@@ -5,7 +5,10 @@ mod support;
 
 use half::{bf16, f16};
 use support::{Random, Stored, lse_bound};
-use xentrs::{Execution, Float, Isa, LogitsView, Options, Targets, kl_divergence, reference, row_stats};
+use xentrs::{
+    Execution, Float, Isa, LogitsView, Options, Targets, TemperedOptions, kl_divergence, reference, renyi_entropy,
+    row_stats, temperature_grid, tempered_row_stats,
+};
 
 const VOCABS: [usize; 28] = [
     1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 255, 256, 257, 511, 512, 513, 1000, 4095, 4096, 4097, 8192,
@@ -82,6 +85,81 @@ fn check_kl<E: Stored>(isa: Isa, vocab: usize, scale: f64, random: &mut Random) 
     }
 }
 
+/// Allowed errors of lse, mean, variance and entropy at b, from the relative error u (23 + 3 b d) of a weight e^(-b d), d the
+/// distance from the largest z: d, b and their product are rounded, exp adds 2 u, and each of up to three squarings doubles
+/// what is there and adds u. Moments move with the weights' errors, and u for each d, product and addition.
+fn tempered_bounds(z: &[f64], b: f64, unit: f64) -> [f64; 4] {
+    let max = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let largest = z.iter().fold(1.0f64, |largest, value| largest.max(value.abs()));
+    let scaled: Vec<f64> = z.iter().map(|value| b * value).collect();
+    let log_p = reference::log_probs(&scaled, 1.0, None);
+    let entropy = reference::row_stats(&scaled, None, 1.0, None).entropy;
+    let mean = |of: &dyn Fn(f64, f64) -> f64| -> f64 {
+        z.iter().zip(&log_p).map(|(value, log_p)| log_p.exp() * of(max - value, *log_p)).sum()
+    };
+    let weight_error = |gap: f64| 23.0 + 3.0 * b * gap;
+    let mean_gap = mean(&|gap, _| gap);
+    // Below the range of exp a weight is 0: at most 1e-30 of the widest gap is lost.
+    let lost = 1e-30 * (max + largest);
+    let wide = 8.0 * f64::EPSILON * (b.max(1.0) * largest + 1.0);
+    [
+        unit * (mean(&|gap, _| weight_error(gap)) + (z.len() as f64 + 1.0).log2()) + wide,
+        unit * mean(&|gap, _| weight_error(gap) * (gap - mean_gap).abs() + 3.0 * gap) + wide + lost,
+        unit * mean(&|gap, _| (7.0 + weight_error(gap)) * gap * gap) + lost * (max + largest) + wide * f64::EPSILON,
+        unit * (mean(&|gap, log_p| weight_error(gap) * (log_p + entropy).abs() + 3.0 * b * gap) + entropy + 1.0)
+            + lost
+            + wide,
+    ]
+}
+
+/// Moments, Renyi entropies and a grid beside row statistics: near the reference, and with the bits of their own functions.
+fn check_tempered<E: Stored>(isa: Isa, vocab: usize, scale: f64, random: &mut Random) {
+    const ORDERS: [f64; 5] = [0.5, 2.0, 1.0, f64::INFINITY, 0.0];
+    const GRID: [f64; 5] = [0.0, 0.5, 1.0, 2.0, 3.3];
+    let unit = E::Compute::UNIT_ROUNDOFF.max(2.0 * f64::EPSILON); // the reference is no better than float64
+    let logits: Vec<E> = random.row(vocab, scale);
+    let targets = Targets::new([random.below(vocab) as i64], vocab, -100).unwrap();
+    let view = LogitsView::from_slice(&logits, 1, vocab).unwrap();
+    for (temperature, softcap) in [(1.0, None), (0.7, None), (2.0, Some(30.0))] {
+        let options =
+            Options { temperature, softcap, top_k: vocab.min(5), execution: execution(isa), ..Options::default() };
+        let wanted = TemperedOptions { moments: true, renyi_orders: &ORDERS, inverse_temperatures: &GRID };
+        let (stats, found) = tempered_row_stats(&view, Some(&targets), &wanted, &options).unwrap();
+        let context = format!("{isa} {} vocab {vocab} scale {scale} T {temperature} cap {softcap:?}", E::NAME);
+        let plain = row_stats(&view, Some(&targets), &options).unwrap();
+        assert_eq!(format!("{stats:?}"), format!("{plain:?}"), "{context}");
+        let grid = temperature_grid(&view, Some(&targets), &GRID, &options).unwrap();
+        assert_eq!(format!("{:?}", found.temperature_grid), format!("{grid:?}"), "{context}");
+        let (renyi, _) = renyi_entropy(&view, &ORDERS, &options).unwrap();
+        assert_eq!(found.renyi_entropy, renyi, "{context}");
+        if softcap.is_some() {
+            continue; // the bounds have no term for it
+        }
+        let z: Vec<f64> = logits.iter().map(|&logit| logit.exact() / temperature).collect();
+        let bounds = |b| tempered_bounds(&z, b, unit);
+        for (place, b) in GRID.into_iter().enumerate() {
+            let expected = reference::tempered(&z, b, 1.0, None);
+            let got = [&grid.lse, &grid.mean, &grid.variance, &grid.entropy].map(|values| values[place]);
+            for (field, name) in ["grid lse", "grid mean", "grid variance", "grid entropy"].into_iter().enumerate() {
+                assert_near(name, got[field], expected[field], bounds(b)[field], &format!("{context} b {b}"));
+            }
+        }
+        let ([lse, _, _, entropy], [_, mean, variance, _]) = (bounds(1.0), bounds(0.0));
+        let [expected_mean, expected_variance] = reference::log_prob_moments(&z, 1.0, None);
+        assert_near("log_prob_mean", found.log_prob_mean[0], expected_mean, mean + lse, &context);
+        assert_near("log_prob_variance", found.log_prob_variance[0], expected_variance, variance, &context);
+        for (&order, &value) in ORDERS.iter().zip(&renyi) {
+            let bound = match order {
+                1.0 => entropy,
+                f64::INFINITY => lse,
+                _ => (bounds(order)[0] + order * lse) / (1.0 - order).abs(),
+            };
+            let expected = reference::renyi_entropy(&z, order, 1.0, None);
+            assert_near("renyi_entropy", value, expected, bound, &format!("{context} order {order}"));
+        }
+    }
+}
+
 macro_rules! kernels {
     ($($name:ident: $check:ident),+ $(,)?) => {
         $(
@@ -111,6 +189,7 @@ macro_rules! kernels {
 kernels! {
     row_stats_holds_to_the_reference: check_row_stats,
     kl_divergence_holds_to_the_reference: check_kl,
+    tempered_row_stats_hold_to_the_reference: check_tempered,
 }
 
 #[test]

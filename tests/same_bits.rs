@@ -6,7 +6,10 @@ mod support;
 use half::{bf16, f16};
 use std::ops::Range;
 use support::{Random, Stored};
-use xentrs::{Execution, Isa, LogitsView, Options, RowColumns, RowStatsState, Targets, kl_divergence, row_stats};
+use xentrs::{
+    Execution, Isa, LogitsView, Options, RowColumns, RowStatsState, Targets, TemperedOptions, kl_divergence, row_stats,
+    tempered_row_stats,
+};
 
 const ROWS: usize = 67;
 const VOCAB: usize = 9_001; // two leaves and a part
@@ -113,6 +116,49 @@ fn threads_batches_and_isas_change_no_bit() {
     check_threads_batches_and_isas::<f16>();
     check_threads_batches_and_isas::<bf16>();
     check_threads_batches_and_isas::<f64>();
+}
+
+/// Every number of what is made beside row statistics, as bits, row by row; one NaN, as its payload is not promised.
+fn tempered<E: Stored>(logits: &[E], targets: &[i64], options: &Options) -> Vec<Vec<u64>> {
+    let wanted =
+        TemperedOptions { moments: true, renyi_orders: &[0.5, 2.0, 1.0], inverse_temperatures: &[0.25, 0.0, 3.0] };
+    let view = LogitsView::from_slice(logits, targets.len(), VOCAB).unwrap();
+    let (stats, found) = tempered_row_stats(&view, Some(&ids(targets)), &wanted, options).unwrap();
+    let mut rows = bits(&stats);
+    let grid = &found.temperature_grid;
+    for (row, all) in rows.iter_mut().enumerate() {
+        let lists = [&found.renyi_entropy, &grid.lse, &grid.mean, &grid.variance, &grid.entropy, &grid.nll];
+        let values = lists.into_iter().flat_map(|list| &list[row * 3..][..3]);
+        let moments = [&found.log_prob_mean[row], &found.log_prob_variance[row]];
+        let one_nan = |value: &f64| if value.is_nan() { f64::NAN.to_bits() } else { value.to_bits() };
+        all.extend(values.chain(moments).map(one_nan));
+        all.push(grid.flags[row].into());
+    }
+    rows
+}
+
+fn check_tempered<E: Stored>() {
+    let (logits, targets) = sample::<E>();
+    let expected = tempered(&logits, &targets, &options(Isa::best(), 1));
+    let plain = whole(&logits, &targets, &options(Isa::best(), 1));
+    for (row, (expected, plain)) in expected.iter().zip(&plain).enumerate() {
+        assert_eq!(expected[..plain.len()], plain[..], "row {row} of row_stats, {}", E::NAME);
+    }
+    for options in machines() {
+        for rows in [1, 3, ROWS].into_iter().flat_map(batches) {
+            let columns = rows.start * VOCAB..rows.end * VOCAB;
+            let context = format!("{:?}, rows {rows:?}, {}", options.execution, E::NAME);
+            assert_same(&tempered(&logits[columns], &targets[rows.clone()], &options), &expected[rows], &context);
+        }
+    }
+}
+
+#[test]
+fn what_is_made_beside_row_statistics_has_the_same_bits_too() {
+    check_tempered::<f32>();
+    check_tempered::<f16>();
+    check_tempered::<bf16>();
+    check_tempered::<f64>();
 }
 
 /// Some rows, and what a state wants to know of them before their columns come.

@@ -236,7 +236,5 @@ def _take_tempered(
     if tempered["inverse_temperatures"]:
         grid = np.asarray(tempered["inverse_temperatures"], dtype=np.float64)
         arrays = {name: take(f"grid_{name}", len(grid)) for name in ("lse", "mean", "variance", "entropy", "nll")}
-        fields["temperature_grid"] = TemperatureGrid(
-            inverse_temperatures=grid, flags=take("grid_flags"), **arrays
-        )
+        fields["temperature_grid"] = TemperatureGrid(inverse_temperatures=grid, flags=take("grid_flags"), **arrays)
     return fields

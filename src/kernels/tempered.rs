@@ -56,11 +56,15 @@ fn read_leaf<S: Simd, E: Element>(
     let (max, reference) = (maxima.max(), maxima.reference());
     for chain in chains {
         let scale = Scale { max: E::splat(simd, max), reference: E::splat(simd, reference), base: chain.base };
-        match chain.places.len() {
-            1 => sum_chain::<S, E, 1>(simd, leaf, &scale, chain, partial),
-            2 => sum_chain::<S, E, 2>(simd, leaf, &scale, chain, partial),
-            3 => sum_chain::<S, E, 3>(simd, leaf, &scale, chain, partial),
-            _ => sum_chain::<S, E, { MOST_DOUBLINGS + 1 }>(simd, leaf, &scale, chain, partial),
+        match (chain.places.len(), chain.moments) {
+            (1, true) => sum_chain::<S, E, 1, true>(simd, leaf, &scale, chain, partial),
+            (2, true) => sum_chain::<S, E, 2, true>(simd, leaf, &scale, chain, partial),
+            (3, true) => sum_chain::<S, E, 3, true>(simd, leaf, &scale, chain, partial),
+            (_, true) => sum_chain::<S, E, { MOST_DOUBLINGS + 1 }, true>(simd, leaf, &scale, chain, partial),
+            (1, false) => sum_chain::<S, E, 1, false>(simd, leaf, &scale, chain, partial),
+            (2, false) => sum_chain::<S, E, 2, false>(simd, leaf, &scale, chain, partial),
+            (3, false) => sum_chain::<S, E, 3, false>(simd, leaf, &scale, chain, partial),
+            (_, false) => sum_chain::<S, E, { MOST_DOUBLINGS + 1 }, false>(simd, leaf, &scale, chain, partial),
         }
     }
     if let Some(weights) = weights {
@@ -95,9 +99,10 @@ fn weigh<S: Simd, E: Element>(
     (weight.select_equal(zero, zero, d), weight)
 }
 
-/// The sums at `LEVELS` inverse temperatures, each twice the one before, into `partial.next`.
+/// The sums at `LEVELS` inverse temperatures, each twice the one before, into `partial.next`. Without `MOMENTS` only `rest`, with
+/// the same bits; the others are NaN.
 #[inline(always)]
-fn sum_chain<S: Simd, E: Element, const LEVELS: usize>(
+fn sum_chain<S: Simd, E: Element, const LEVELS: usize, const MOMENTS: bool>(
     simd: S,
     leaf: &Leaf<'_, E>,
     scale: &Scale<S, E>,
@@ -115,10 +120,12 @@ fn sum_chain<S: Simd, E: Element, const LEVELS: usize>(
             max_count += logits.mask_equal(scale.max).count_ones();
             let mut weight = logits.select_equal(scale.max, zero, weight);
             for [rest, drop, bend] in &mut sums {
-                let weighted = weight.mul(d);
                 *rest = rest.add(weight);
-                *drop = drop.add(weighted);
-                *bend = weighted.mul_add(d, *bend);
+                if MOMENTS {
+                    let weighted = weight.mul(d);
+                    *drop = drop.add(weighted);
+                    *bend = weighted.mul_add(d, *bend);
+                }
                 weight = weight.mul(weight);
             }
         }
@@ -133,8 +140,12 @@ fn sum_chain<S: Simd, E: Element, const LEVELS: usize>(
         let [rest, drop, bend] = total.map(Lanes::sum_lanes);
         let max_count = if max.is_finite() { max_count } else { 0 };
         let mut sums = LeafSums { max, max_count, has_nan: rest.is_nan(), rest, drop, spread: 0.0, squares: 0.0 };
-        let inverse_temperature = E::Compute::from_f64(scale.base * f64::from(1u32 << level));
-        sums.spread = spread(simd, leaf, scale, inverse_temperature, &sums, bend);
+        if MOMENTS {
+            let inverse_temperature = E::Compute::from_f64(scale.base * f64::from(1u32 << level));
+            sums.spread = spread(simd, leaf, scale, inverse_temperature, &sums, bend);
+        } else {
+            (sums.drop, sums.spread) = (f64::NAN, f64::NAN);
+        }
         partial.next[place] = sums;
     }
 }

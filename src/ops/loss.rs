@@ -9,7 +9,7 @@ use crate::output::Flags;
 use crate::run::{Interrupt, Source};
 use crate::simd::{Element, Float};
 use crate::state::Perplexity;
-use crate::state::tempered::{ChainSet, TemperedPartial};
+use crate::state::tempered::{ChainSet, Need, TemperedPartial};
 
 /// What is added to the plain likelihood; the default adds nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -161,7 +161,7 @@ fn smoothed<E: Element>(
     let weight_sums: Vec<f64> = settings.class_weights.map_or_else(Vec::new, leaf_totals);
     let weight_sum: f64 = weight_sums.iter().sum();
     let mut exponents = ChainSet::default();
-    let sums_at = exponents.add(&[scale, 0.0]);
+    let sums_at = exponents.add_needed(&[scale, 0.0], |member| if member == 0 { Need::Mass } else { Need::Moments });
     let finish = |partial: &TemperedPartial, target: Option<f64>, places: &mut [f64]| {
         let (row, even) = (partial.finish(sums_at[0], scale), partial.finish(sums_at[1], 0.0));
         let nll = target.map_or(f64::NAN, |logit| row.log_mass + distance(partial.max() - logit, scale));

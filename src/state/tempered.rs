@@ -17,6 +17,18 @@ pub(crate) struct Chain {
     pub(crate) base: f64,
     /// Where each stands in the caller's list.
     pub(crate) places: Vec<usize>,
+    /// Whether more than the masses is wanted: means, variances, entropies.
+    pub(crate) moments: bool,
+}
+
+/// What is wanted of the sums at one inverse temperature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    Nothing,
+    /// lse and log mass.
+    Mass,
+    /// Mean, variance and entropy too.
+    Moments,
 }
 
 /// Splits a list into chains; each value stands in one of them.
@@ -32,7 +44,7 @@ pub(crate) fn chains(inverse_temperatures: &[f64]) -> Vec<Chain> {
         };
         match chains.iter_mut().find(doubles) {
             Some(chain) => chain.places.push(place),
-            None => chains.push(Chain { base: value, places: vec![place] }),
+            None => chains.push(Chain { base: value, places: vec![place], moments: true }),
         }
     }
     chains
@@ -50,25 +62,27 @@ pub(crate) struct ChainSet {
 impl ChainSet {
     /// Adds a list; where the sums of each of its values stand.
     pub(crate) fn add(&mut self, inverse_temperatures: &[f64]) -> Vec<usize> {
-        self.add_needed(inverse_temperatures, |_| true)
+        self.add_needed(inverse_temperatures, |_| Need::Moments)
     }
 
-    /// The same for a list of which some are not needed: they are summed where only the others' chains go through them.
-    pub(crate) fn add_needed(&mut self, inverse_temperatures: &[f64], is_needed: impl Fn(usize) -> bool) -> Vec<usize> {
+    /// The same for a list whose values are not all wanted for the same. One that is not wanted is summed only where the
+    /// chain of another goes through it.
+    pub(crate) fn add_needed(&mut self, inverse_temperatures: &[f64], need: impl Fn(usize) -> Need) -> Vec<usize> {
         let mut found = vec![usize::MAX; inverse_temperatures.len()];
-        for Chain { base, places: mut members } in chains(inverse_temperatures) {
-            while members.pop_if(|member| !is_needed(*member)).is_some() {}
+        for Chain { base, places: mut members, .. } in chains(inverse_temperatures) {
+            while members.pop_if(|member| need(*member) == Need::Nothing).is_some() {}
             let shared = self.chains.iter().position(|chain| chain.base == base).unwrap_or_else(|| {
-                self.chains.push(Chain { base, places: Vec::new() });
+                self.chains.push(Chain { base, places: Vec::new(), moments: false });
                 self.chains.len() - 1
             });
-            let places = &mut self.chains[shared].places;
+            let chain = &mut self.chains[shared];
+            chain.moments |= members.iter().any(|&member| need(member) == Need::Moments);
             for (level, member) in members.into_iter().enumerate() {
-                if level == places.len() {
-                    places.push(self.count);
+                if level == chain.places.len() {
+                    chain.places.push(self.count);
                     self.count += 1;
                 }
-                found[member] = places[level];
+                found[member] = chain.places[level];
             }
         }
         self.chains.retain(|chain| !chain.places.is_empty());
@@ -157,7 +171,8 @@ impl TemperedPartial {
         self.leaves.iter().fold(f64::NEG_INFINITY, |max, leaf| larger(max, leaf.max))
     }
 
-    /// The row at inverse temperature number `place`, which is `inverse_temperature`.
+    /// The row at inverse temperature number `place`, which is `inverse_temperature`. Where only the mass was needed, mean,
+    /// variance and entropy may be NaN.
     pub(crate) fn finish(&self, place: usize, inverse_temperature: f64) -> Tempered {
         let (max, flags) = (self.max(), self.flags());
         if flags != Flags::default() {
@@ -204,7 +219,7 @@ mod tests {
     #[test]
     fn doubles_share_a_chain() {
         let found = chains(&[2.0, 0.0, 0.5, 1.0, 3.0, 4.0, 8.0]);
-        let chain = |base, places: &[usize]| Chain { base, places: places.to_vec() };
+        let chain = |base, places: &[usize]| Chain { base, places: places.to_vec(), moments: true };
         // Four values to a chain: 8 would be the fourth square of 0.5.
         let expected = [chain(0.0, &[1]), chain(0.5, &[2, 3, 0, 5]), chain(3.0, &[4]), chain(8.0, &[6])];
         assert_eq!(found, expected);
@@ -230,7 +245,11 @@ mod tests {
     #[test]
     fn values_that_are_not_needed_cost_nothing() {
         let mut set = ChainSet::default();
-        let found = set.add_needed(&[1.0, 0.5, 2.0, 1.0], |member| member != 3);
+        let need = |member| if member == 3 { Need::Nothing } else { Need::Mass };
+        let found = set.add_needed(&[1.0, 0.5, 2.0, 1.0], need);
         assert_eq!((&found[..3], set.count, set.chains.len()), (&[1, 0, 2][..], 3, 1));
+        assert!(!set.chains[0].moments);
+        set.add(&[0.5]);
+        assert!(set.chains[0].moments && set.count == 3);
     }
 }

@@ -105,9 +105,7 @@ def _row_stats(found: list[torch.Tensor], targets: torch.Tensor | None, known: d
 
 def _as_numbers(known: dict[str, Any]) -> dict[str, Any]:
     """Settings of a call with its lists as the schema has them."""
-    lists = {
-        name: [float(value) for value in known.get(name, ())] for name in ("renyi_orders", "inverse_temperatures")
-    }
+    lists = {name: [float(value) for value in known.get(name, ())] for name in ("renyi_orders", "inverse_temperatures")}
     return {**known, "moments": bool(known.get("moments", False)), **lists}
 
 

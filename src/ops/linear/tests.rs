@@ -85,6 +85,46 @@ fn every_class_is_as_exact_as_float32() {
 }
 
 #[test]
+fn what_is_made_beside_the_statistics_is_as_exact_and_has_the_same_bits_on_any_threads() {
+    let model = Model::new(150, 77, 9000);
+    let projection = model.projection();
+    let wanted = TemperedOptions { moments: true, renyi_orders: &[0.5, 2.0], inverse_temperatures: &[0.5, 2.0] };
+    for isa in classes() {
+        let call = |threads| {
+            let options =
+                Options { execution: execution(isa, threads), top_k: 2, temperature: 0.8, ..Options::default() };
+            let plain = linear_row_stats(&projection, Some(&model.targets), &options).expect("a plain call");
+            let found = linear_tempered_row_stats(&projection, Some(&model.targets), &wanted, &options);
+            let (stats, tempered) = found.expect("a plain call");
+            assert_eq!(format!("{stats:?}"), format!("{plain:?}"), "{isa:?}");
+            tempered
+        };
+        let found = call(1);
+        for threads in [2, 5] {
+            assert_eq!(format!("{:?}", call(threads)), format!("{found:?}"), "{isa:?}");
+        }
+        for row in [0, 1, 149] {
+            let logits = model.logits(row);
+            let near = |got: f64, expected: f64| {
+                // The products' errors, as above, times what a measure makes of them: at most 4.
+                assert!((got - expected).abs() < 5e-5, "{isa:?} row {row}: {got}, expected {expected}");
+            };
+            let [mean, variance] = reference::log_prob_moments(&logits, 0.8, None);
+            near(found.log_prob_mean[row], mean);
+            near(found.log_prob_variance[row], variance);
+            for (place, value) in [0.5, 2.0].into_iter().enumerate() {
+                near(found.renyi_entropy[row * 2 + place], reference::renyi_entropy(&logits, value, 0.8, None));
+                let grid = &found.temperature_grid;
+                let got = [&grid.lse, &grid.mean, &grid.variance, &grid.entropy].map(|field| field[row * 2 + place]);
+                let expected = reference::tempered(&logits, value, 0.8, None);
+                got.into_iter().zip(expected).for_each(|(got, expected)| near(got, expected));
+            }
+        }
+        assert!(found.log_prob_mean[5].is_nan() && found.temperature_grid.nll[10] == 0.0, "row 5 is ignored");
+    }
+}
+
+#[test]
 fn a_call_has_the_bits_of_the_emulation_on_any_threads_and_packed() {
     let model = Model::new(150, 100, 9000);
     let projection = model.projection();

@@ -2,7 +2,7 @@
 //! that several of them share one read, and finds its sums there again.
 
 use crate::error::Error;
-use crate::state::tempered::{ChainSet, TemperedPartial};
+use crate::state::tempered::{ChainSet, Need, TemperedPartial};
 
 /// Statistics at each of a list of inverse temperatures.
 pub(super) struct Grid {
@@ -64,9 +64,16 @@ impl Renyi {
         checked(name, &finite)?;
         let exponent = |order: &f64| if *order == f64::INFINITY { scale } else { order * scale };
         let exponents: Vec<f64> = std::iter::once(scale).chain(orders.iter().map(exponent)).collect();
-        // Plus infinity needs no sum but that of order 1.
-        let places = set.add_needed(&exponents, |member| member == 0 || orders[member - 1] != f64::INFINITY);
-        Ok(Self { scale, orders: orders.to_vec(), exponents, places, near_one: libm::cbrt(unit_roundoff) })
+        let near_one = libm::cbrt(unit_roundoff);
+        let has_shannon = orders.iter().any(|order| (order - 1.0).abs() < near_one);
+        let need = |member: usize| match member {
+            0 if has_shannon => Need::Moments,
+            // Plus infinity needs no sum but that of order 1.
+            1.. if orders[member - 1] == f64::INFINITY => Need::Nothing,
+            _ => Need::Mass,
+        };
+        let places = set.add_needed(&exponents, need);
+        Ok(Self { scale, orders: orders.to_vec(), exponents, places, near_one })
     }
 
     /// What an ignored row has.
@@ -108,7 +115,7 @@ impl Moments {
     pub(super) const IGNORED: [f64; 2] = [f64::NAN; 2];
 
     pub(super) fn new(set: &mut ChainSet, vocab: usize, scale: f64) -> Self {
-        let places = set.add(&[scale, 0.0]);
+        let places = set.add_needed(&[scale, 0.0], |member| if member == 0 { Need::Mass } else { Need::Moments });
         Self { scale, vocab, places: [places[0], places[1]] }
     }
 
