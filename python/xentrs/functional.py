@@ -80,7 +80,7 @@ def row_stats(
         >>> import numpy as np, xentrs
         >>> stats = xentrs.row_stats(np.array([[2.0, 1.0, 0.0]], dtype=np.float32), np.array([0]), renyi_orders=[2.0])
         >>> round(float(stats.nll[0]), 6), int(stats.rank[0]), stats.renyi_entropy.round(6).tolist()
-        (0.407606, 1, [[0.695065]])
+        (0.407606, 1, [[0.67228]])
     """
     tempered = tempered_settings(moments, renyi_orders, inverse_temperatures)
     adapter, lent, columns = _scan(
