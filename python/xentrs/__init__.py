@@ -1,5 +1,7 @@
 """xentrs: how likely is this text? Exact, streaming statistics of language-model logits at the speed of memory."""
 
+from typing import TYPE_CHECKING, Any
+
 from xentrs._xentrs import __version__, available_isas, isa, num_threads
 from xentrs.dispatch import backend
 from xentrs.divergences import divergences, js_divergence, kl_divergence, top_k_kl_divergence
@@ -11,6 +13,7 @@ from xentrs.errors import (
     IsaError,
     LimitError,
     ManifestMismatch,
+    MissingColumn,
     NonFiniteError,
     NotNormalizedError,
     ParamError,
@@ -32,12 +35,19 @@ from xentrs.metrics import Perplexity, RowStatsState
 from xentrs.results import Divergences, Flag, LogProbMoments, PerplexityResult, RowStats, TemperatureGrid
 from xentrs.tempered import log_prob_moments, renyi_entropy, temperature_grid
 
+if TYPE_CHECKING:
+    from xentrs.models import EncodedText, ModelError, Runner
+    from xentrs.scorer import Scorer
+    from xentrs.scorer_results import DocumentScore, PairScore, ScoreResult, TokenScores
+
 numerics_version = 1
 """Raised by a release that changes a digit of any result."""
 
 __all__ = [
     "DTypeError",
     "Divergences",
+    "DocumentScore",
+    "EncodedText",
     "Flag",
     "FormatError",
     "InputChangedError",
@@ -46,17 +56,24 @@ __all__ = [
     "LimitError",
     "LogProbMoments",
     "ManifestMismatch",
+    "MissingColumn",
+    "ModelError",
     "NonFiniteError",
     "NotNormalizedError",
     "PackedHead",
+    "PairScore",
     "ParamError",
     "Perplexity",
     "PerplexityResult",
     "RowStats",
     "RowStatsState",
+    "Runner",
+    "ScoreResult",
+    "Scorer",
     "ShapeError",
     "TargetError",
     "TemperatureGrid",
+    "TokenScores",
     "TruncatedError",
     "XentrsError",
     "__version__",
@@ -84,3 +101,28 @@ __all__ = [
     "temperature_grid",
     "top_k_kl_divergence",
 ]
+
+# Loaded when first asked for: the functions on logits need nothing of them.
+_LAZY = {
+    "DocumentScore": "xentrs.scorer_results",
+    "EncodedText": "xentrs.models",
+    "ModelError": "xentrs.models",
+    "PairScore": "xentrs.scorer_results",
+    "Runner": "xentrs.models",
+    "ScoreResult": "xentrs.scorer_results",
+    "Scorer": "xentrs.scorer",
+    "TokenScores": "xentrs.scorer_results",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(_LAZY[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

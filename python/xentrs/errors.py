@@ -10,6 +10,7 @@ __all__ = [
     "IsaError",
     "LimitError",
     "ManifestMismatch",
+    "MissingColumn",
     "NonFiniteError",
     "NotNormalizedError",
     "ParamError",
@@ -66,6 +67,10 @@ class InputChangedError(XentrsError, OSError):
 
 class ManifestMismatch(XentrsError, ValueError):  # noqa: N818 - the published name
     """A RUN folder was made from other inputs or with other settings."""
+
+
+class MissingColumn(ParamError):  # noqa: N818 - like ManifestMismatch
+    """A RUN folder lacks a column that another option of `xentrs score` would have written."""
 
 
 class IsaError(XentrsError, RuntimeError):

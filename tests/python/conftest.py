@@ -200,6 +200,17 @@ def tiny_runner(tiny_model: Path) -> Any:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch without its threads: for tiny models they cost more than they bring, on a busy machine many times more."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def xentrs_command(capsys: pytest.CaptureFixture[str]) -> Callable[..., CommandResult]:
     """`xentrs ARGUMENTS` in this process."""
     from xentrs.cli import main

@@ -27,6 +27,7 @@ BASES: Final[dict[str, tuple[type[BaseException], ...]]] = {
     "LimitError": (ValueError,),
     "InputChangedError": (OSError,),
     "ManifestMismatch": (ValueError,),
+    "MissingColumn": (ValueError,),
     "IsaError": (RuntimeError,),
     "InternalError": (RuntimeError,),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from xentrs.corpus import documents as documents_module
 from xentrs.corpus import parts as parts_module
 from xentrs.corpus.documents import Cursor, Document, Item, Rejected, Skipped, read_items
 from xentrs.corpus.parts import Part, PartReader
+from xentrs.corpus.reading import Reading
 from xentrs.corpus.records import RecordError, parse_record
-from xentrs.corpus.settings import Prefix, Settings
 from xentrs.corpus.sources import InputError, open_sources
 from xentrs.errors import InputChangedError
 from xentrs.models import EncodedText
@@ -57,7 +57,7 @@ BAD_RECORDS = [
 @pytest.mark.parametrize(("kind", "line"), BAD_RECORDS)
 def test_bad_record_names_its_kind(kind: str, line: bytes) -> None:
     with pytest.raises(RecordError) as caught:
-        parse_record(line, "text", "id")
+        parse_record(line, Reading())
     assert caught.value.kind == kind
     assert caught.value.reason
     assert 0 <= caught.value.byte_offset <= len(line)
@@ -77,14 +77,15 @@ def test_bad_record_names_its_kind(kind: str, line: bytes) -> None:
     ],
 )
 def test_unusual_but_good_record(line: bytes, expected: tuple[str, str | None]) -> None:
-    assert parse_record(line, "text", "id") == expected
+    fields = parse_record(line, Reading())
+    assert (fields.text, fields.id) == expected
 
 
 def read_file(tmp_path: Path, name: str, data: bytes) -> list[tuple[Item, Cursor]]:
     path = tmp_path / name
     path.write_bytes(data)
     sources, _ = open_sources([str(path)])
-    return list(read_items(sources, Cursor(), "text", "id"))
+    return list(read_items(sources, Cursor(), Reading()))
 
 
 LINES = (
@@ -97,7 +98,7 @@ def test_lines_of_a_jsonl_file(tmp_path: Path) -> None:
     name = str(tmp_path / "a.jsonl")
     kinds = [type(item) for item in items]
     assert kinds == [Document, Skipped, Skipped, Document, Rejected, Rejected, Document]
-    texts = [(item.id, item.text) for item in items if isinstance(item, Document)]
+    texts = [(item.id, item.fields.text) for item in items if isinstance(item, Document)]
     assert texts == [("a", "one"), (f"{name}#4", "two"), (f"{name}#7", "four")]
     broken, invalid = (item for item in items if isinstance(item, Rejected))
     assert (broken.line, broken.byte_offset, broken.kind) == (5, LINES.index(b"broken"), "invalid_json")
@@ -109,10 +110,10 @@ def test_reading_goes_on_from_any_cursor(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_bytes(b"text")
     (tmp_path / "c.jsonl").write_bytes(b'{"text": "five"}\n')
     sources, _ = open_sources([str(tmp_path / name) for name in ("a.jsonl", "b.txt", "c.jsonl")])
-    whole = list(read_items(sources, Cursor(), "text", "id"))
+    whole = list(read_items(sources, Cursor(), Reading()))
     assert len(whole) == 9
     for place, (_, cursor) in enumerate(whole):
-        assert list(read_items(sources, cursor, "text", "id")) == whole[place + 1 :]
+        assert list(read_items(sources, cursor, Reading())) == whole[place + 1 :]
 
 
 def test_overlong_line_costs_one_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +143,7 @@ def test_overlong_line_costs_one_record(tmp_path: Path, monkeypatch: pytest.Monk
 def test_text_file_is_one_document_and_unchanged(tmp_path: Path, data: bytes, text: str) -> None:
     ((item, _),) = read_file(tmp_path, "a.txt", data)
     assert isinstance(item, Document)
-    assert (item.text, item.id, item.line) == (text, str(tmp_path / "a.txt"), 1)
+    assert (item.fields.text, item.id, item.line) == (text, str(tmp_path / "a.txt"), 1)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def test_input_that_changes_after_hashing_is_noticed(tmp_path: Path, change: str
     else:
         path.unlink()
     with pytest.raises(InputChangedError, match=r"a\.jsonl"):
-        list(read_items(sources, Cursor(), "text", "id"))
+        list(read_items(sources, Cursor(), Reading()))
 
 
 @pytest.mark.parametrize("stdin_format", ["txt", "jsonl"])
@@ -213,7 +214,7 @@ def test_stdin_is_spooled_and_can_be_read_twice(stdin_format: str, monkeypatch: 
     data = b'{"text": "one"}\n{"text": "two"}\n'
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
     sources, _ = open_sources(["-"], stdin_format)
-    first, second = (list(read_items(sources, Cursor(), "text", "id")) for _ in range(2))
+    first, second = (list(read_items(sources, Cursor(), Reading())) for _ in range(2))
     assert first == second
     ids = [item.id for item, _ in first if isinstance(item, Document)]
     assert ids == (["-"] if stdin_format == "txt" else ["-#1", "-#2"])
@@ -223,6 +224,11 @@ class ByteEncoder:
     """One token per byte."""
 
     sha256, bos_id, eos_id, adds_bos = "bytes", None, None, False
+    special_ids: frozenset[int] = frozenset()
+    chat_template_sha256 = None
+
+    def apply_chat_template(self, messages: Any, asks: bool) -> str:
+        raise AssertionError("no chats here")
 
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
         return [self._encode(text.encode()) for text in texts]
@@ -233,10 +239,11 @@ class ByteEncoder:
         return EncodedText(ids, places[:-1], places[1:], len(data))
 
 
-def settings(**overrides: Any) -> Settings:
-    return Settings(
-        **{"prefix": Prefix("none", "none", None), "window": 8, "stride": 8, "part_tokens": 50, **overrides}
-    )
+def part_reader(sources: list[Any], vocab_size: int = 256, part_tokens: int = 50, **reading: Any) -> PartReader:
+    def read(cursor: Cursor) -> Iterator[tuple[Item, Cursor]]:
+        return read_items(sources, cursor, Reading(**reading))
+
+    return PartReader(read, ByteEncoder(), vocab_size, part_tokens)
 
 
 def all_parts(reader: PartReader) -> list[Part]:
@@ -261,7 +268,7 @@ def many_lines(tmp_path: Path) -> list[Any]:
 
 
 def test_parts_end_at_documents_and_resume_anywhere(many_lines: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = PartReader(many_lines, ByteEncoder(), 256, settings())
+    reader = part_reader(many_lines)
     parts = all_parts(reader)
     assert len(parts) > 10
     assert all(part.token_count >= 50 for part in parts[:-1])
@@ -269,29 +276,31 @@ def test_parts_end_at_documents_and_resume_anywhere(many_lines: list[Any], monke
     assert sum(len(part.rejected) for part in parts) == 10
     assert sum(part.skipped_lines for part in parts) == 2
     numbers = [entry.number for part in parts for entry in part.documents]
-    assert numbers == list(range(51))
+    # Documents are numbered among all records, the rejected ones counted, empty lines not.
+    assert numbers == [place for place in range(61) if place % 6 or place == 60]
     for place, part in enumerate(parts):
         reader.seek(part.number, part.start)
         assert [shape(entry) for entry in all_parts(reader)] == [shape(entry) for entry in parts[place:]]
     monkeypatch.setattr(parts_module, "_GROUP_RECORDS", 3)
-    again = all_parts(PartReader(many_lines, ByteEncoder(), 256, settings()))
+    again = all_parts(part_reader(many_lines))
     assert [shape(part) for part in again] == [shape(part) for part in parts]
 
 
-def test_limit_counts_documents(many_lines: list[Any]) -> None:
-    parts = all_parts(PartReader(many_lines, ByteEncoder(), 256, settings(limit=7)))
-    assert sum(len(part.documents) for part in parts) == 7
+def test_limit_counts_records(many_lines: list[Any]) -> None:
+    parts = all_parts(part_reader(many_lines, limit=7))
+    assert sum(len(part.documents) for part in parts) == 5
+    assert sum(len(part.rejected) for part in parts) == 2
 
 
 def test_records_without_tokens_end_a_part_too(many_lines: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts_module, "MAX_PART_RECORDS", 4)
-    parts = all_parts(PartReader(many_lines, ByteEncoder(), 256, settings(part_tokens=10**9)))
+    parts = all_parts(part_reader(many_lines, part_tokens=10**9))
     records = [len(part.documents) + len(part.rejected) + part.skipped_lines for part in parts]
     assert records[:-1] == [4] * (len(parts) - 1)
 
 
 def test_token_outside_the_vocabulary_is_quarantined(many_lines: list[Any]) -> None:
-    parts = all_parts(PartReader(many_lines, ByteEncoder(), ord("y"), settings()))
+    parts = all_parts(part_reader(many_lines, vocab_size=ord("y")))
     rejected = parts[-1].rejected[-1]
     assert (rejected.kind, rejected.line) == ("outside_vocabulary", 1)
     assert "token 121 is outside the model's vocabulary [0, 121)" in rejected.reason

@@ -17,7 +17,9 @@ from conftest import TRAINING_LINES
 from test_score import Silent
 from xentrs.corpus import open_sources, resolve_settings, run, score_corpus
 from xentrs.corpus.run import CorpusResult
+from xentrs.corpus.reading import Reading
 from xentrs.corpus.settings import Settings
+from xentrs.corpus.windows import Windowing
 from xentrs.errors import ManifestMismatch
 
 Scorer = Callable[..., CorpusResult]
@@ -80,16 +82,17 @@ def test_files_of_a_run(tmp_path: Path, score: Scorer) -> None:
     assert {path.name for path in folder.iterdir()} == names | others
     documents = pq.read_table([folder / f"documents-{number:05d}.parquet" for number in range(parts)])
     tokens = pq.read_table([folder / f"tokens-{number:05d}.parquet" for number in range(parts)])
-    assert documents.column_names[1:10] == [
-        "id", "source", "token_count", "scored_count", "byte_count", "nll_sum", "perplexity", "bits_per_byte",
-        "status",
+    assert documents.column_names == [
+        "document", "id", "source", "token_count", "scored_count", "context_count", "dropped_context_count",
+        "byte_count", "char_count", "word_count", "scored_byte_count", "scored_char_count", "scored_word_count",
+        "nll_sum", "mean_nll", "perplexity", "bits_per_byte", "top1_count", "greedy_match", "status", "reason",
     ]  # fmt: skip
     assert tokens.column_names == [
         "document", "position", "token_id", "byte_start", "byte_end", "nll", "entropy", "varentropy", "rank",
         "ties",
         "top1_id", "top1_log_prob", "flags",
     ]  # fmt: skip
-    assert documents["document"].to_pylist() == list(range(len(LINES) - 1))
+    assert documents["document"].to_pylist() == [place for place in range(len(LINES)) if place != 14]
     assert documents.num_rows == result.summary["totals"]["documents"]
     assert tokens.num_rows == result.summary["totals"]["tokens"]
     unscored = np.array(tokens["flags"].to_pylist()) == 16
@@ -224,9 +227,9 @@ def test_other_settings_are_refused_and_named(tmp_path: Path, score: Scorer, cor
     score(tmp_path / "run")
     before = contents(tmp_path / "run")
     with pytest.raises(ManifestMismatch, match=r"protocol\.window: 32 in the RUN, 16 now"):
-        score(tmp_path / "run", window=16, stride=16)
+        score(tmp_path / "run", windowing=Windowing(16, 16))
     with pytest.raises(ManifestMismatch, match=r"reading\.limit: None in the RUN, 3 now"):
-        score(tmp_path / "run", limit=3)
+        score(tmp_path / "run", reading=Reading(limit=3))
     corpus.write_text(corpus.read_text() + '{"text": "more"}\n')
     with pytest.raises(ManifestMismatch, match=r"inputs\.0\.sha256"):
         score(tmp_path / "run")

@@ -13,10 +13,10 @@ import pytest
 import xentrs
 from conftest import TRAINING_LINES, write_model
 from xentrs.corpus import open_sources, resolve_settings, score_corpus
-from xentrs.corpus.parts import Part, PartReader
+from xentrs.corpus.parts import Part
+from xentrs.corpus.run import text_job
 from xentrs.corpus.score import PartColumns, score_part
 from xentrs.corpus.settings import Settings, protocol_block
-from xentrs.corpus.totals import Totals
 from xentrs.models import load_model
 
 HEADS: list[tuple[str, dict[str, Any]]] = [
@@ -53,7 +53,7 @@ def sources(tmp_path: Path) -> list[Any]:
 
 
 def scored(runner: Any, sources: list[Any], settings: Settings) -> tuple[Part, PartColumns]:
-    part = PartReader(sources, runner.encoder, runner.info.vocab_size, settings).next_part()
+    part = text_job(runner, sources, settings).reader.next_part()
     assert part is not None
     return part, score_part(part, runner, settings)
 
@@ -146,7 +146,8 @@ def test_document_lines(tiny_runner: Any, sources: list[Any]) -> None:
         else:
             mean = documents["nll_sum"][number] / count
             assert documents["perplexity"][number] == pytest.approx(math.exp(mean), rel=1e-14)
-            bits = documents["nll_sum"][number] / math.log(2) / documents["byte_count"][number]
+            assert documents["mean_nll"][number] == pytest.approx(mean, rel=1e-15)
+            bits = documents["nll_sum"][number] / math.log(2) / documents["scored_byte_count"][number]
             assert documents["bits_per_byte"][number] == pytest.approx(bits, rel=1e-15)
 
 
@@ -232,7 +233,7 @@ def test_block_size_changes_counts_nowhere(
 def test_more_context_is_used_by_overlapping_windows(tiny_runner: Any, sources: list[Any]) -> None:
     wide = resolve_settings(tiny_runner, window=32, stride=1)
     _, columns = scored(tiny_runner, sources, replace(wide, batch_tokens=4096))
-    _, disjoint = scored(tiny_runner, sources, replace(wide, stride=32))
+    _, disjoint = scored(tiny_runner, sources, resolve_settings(tiny_runner, window=32))
     first_window = columns.tokens["position"] <= 32
     both = columns.scored & first_window
     np.testing.assert_allclose(columns.tokens["nll"][both], disjoint.tokens["nll"][both], rtol=0, atol=1e-5)
@@ -254,27 +255,6 @@ def test_totals_do_not_depend_on_parts(tiny_runner: Any, sources: list[Any]) -> 
     assert (totals["documents"], totals["scored_documents"], totals["unscorable_documents"]) == (7, 5, 2)
     assert totals["mean_nll"] == pytest.approx(totals["nll_sum"] / totals["scored_tokens"], rel=1e-15)
     assert totals["bits_per_byte"] == pytest.approx(totals["nll_sum"] / math.log(2) / totals["scored_bytes"], rel=1e-15)
-
-
-def row(number: int, bits_per_byte: float | None) -> dict[str, list[Any]]:
-    status = "unscorable" if bits_per_byte is None else "scored"
-    values = {"document": number, "id": str(number), "token_count": 2, "scored_count": 1, "byte_count": 3}
-    return {name: [value] for name, value in {**values, "status": status, "bits_per_byte": bits_per_byte}.items()}
-
-
-def test_best_and_worst_documents() -> None:
-    totals = Totals()
-    values = [3.0, None, 1.0, math.nan, math.inf, 2.0, 1.0, 7.0, 5.0, 0.5]
-    for number, value in enumerate(values):
-        totals.add(row(number, value), np.zeros(1), 0, 0)
-    assert [entry["document"] for entry in totals.best()] == [9, 2, 6, 5, 0]
-    assert [entry["document"] for entry in totals.worst()] == [4, 7, 8, 0, 5]
-
-
-def test_totals_of_nothing() -> None:
-    block = Totals().block()
-    assert block["reason"] == "no_tokens"
-    assert block["mean_nll"] is block["perplexity_per_token"] is block["bits_per_byte"] is None
 
 
 def test_model_whose_head_is_unknown_gives_the_same_scores(

@@ -11,10 +11,14 @@ from collections.abc import Sequence
 import rich_click as click
 
 import xentrs
+from xentrs.cli.audit import audit_command
 from xentrs.cli.exit_codes import run_mapped
+from xentrs.cli.gate import gate_command
 from xentrs.cli.info import info_command
 from xentrs.cli.model import model_group
 from xentrs.cli.score import score_command
+from xentrs.cli.summary import summary_command
+from xentrs.cli.verify import verify_command
 
 __all__ = ["commands", "main"]
 
@@ -25,11 +29,15 @@ def commands() -> None:
     """Exactly how likely text is under a language model, on CPUs.
 
     Exit codes: 0 done, 1 failed, 2 usage or mismatch, 3 finished with quarantined input,
-    130 and 143 interrupted.
+    4 gate failed, 130 and 143 interrupted.
     """
 
 
 commands.add_command(score_command)
+commands.add_command(audit_command)
+commands.add_command(summary_command)
+commands.add_command(gate_command)
+commands.add_command(verify_command)
 commands.add_command(model_group)
 commands.add_command(info_command)
 

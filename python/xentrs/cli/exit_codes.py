@@ -18,7 +18,7 @@ import click
 
 from xentrs.errors import ManifestMismatch, ParamError, XentrsError
 
-DONE, FAILED, USAGE, QUARANTINED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+DONE, FAILED, USAGE, QUARANTINED, GATE_FAILED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 130, 143
 
 
 class CommandError(click.ClickException):

@@ -13,14 +13,47 @@ from typing import Any
 
 import rich_click as click
 
-from xentrs.cli.exit_codes import DONE, QUARANTINED, USAGE, CommandError
+from xentrs.cli.exit_codes import DONE, FAILED, QUARANTINED, USAGE, CommandError
 from xentrs.cli.extras import require
+from xentrs.cli.score_options import (
+    POSITIVE,
+    ModelOptions,
+    ProtocolOptions,
+    ReadingOptions,
+    load_runner,
+    make_reading,
+    model_options,
+    parse_numbers,
+    protocol_options,
+    reading_options,
+    take,
+)
+from xentrs.cli.stored import StoredOptions, check_stored, open_job, stored_options
 from xentrs.models.catalog import DEFAULT_MODEL
 
-_DEFAULT_MODEL_LINE = (
+DEFAULT_MODEL_LINE = (
     f"{DEFAULT_MODEL} (default; instruct-tuned, dequantised from 4 bits): not comparable with published SmolLM2 figures"
 )
 _SHOWN_QUARANTINE = 10
+_UNSCORED_WARNING = 0.001
+_MIN_BAD_RECORDS = 100
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What comes out, and where."""
+
+    output: str | None
+    tokens: str | None
+    inverse_temperatures: str | None
+    top_k: int | None
+    keep_text: bool
+    max_bad_fraction: float
+    as_plan: bool
+    as_json: bool
+    as_jsonl: bool
+    strict: bool
+    quiet: bool
 
 
 @dataclass(frozen=True)
@@ -28,127 +61,150 @@ class ScoreOptions:
     """What the user typed."""
 
     inputs: tuple[str, ...]
-    output: str | None
-    model: str | None
-    revision: str | None
-    dtype: str
-    device: str
-    text_key: str
-    id_key: str
-    stdin_format: str
-    prefix: str
-    window: int | None
-    stride: int | None
-    batch_tokens: int | None
-    threads: int | None
-    limit: int | None
-    as_json: bool
-    strict: bool
-    quiet: bool
-
-
-_POSITIVE = click.IntRange(min=1)
+    model: ModelOptions
+    reading: ReadingOptions
+    protocol: ProtocolOptions
+    out: OutputOptions
+    stored: StoredOptions
 
 
 @click.command(name="score")
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.argument("inputs", nargs=-1, metavar="INPUT...")
 @click.option("-o", "--output", metavar="RUN", help="Write a RUN folder, or go on with one.")
-@click.option("--model", metavar="NAME", help=f"Imported name, folder or Hub id.  [default: {DEFAULT_MODEL}]")
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub id.")
+@model_options
+@reading_options
+@protocol_options
+@stored_options
 @click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
+    "--tokens",
+    type=click.Choice(["none", "basic", "detect", "all"]),
+    help="Columns of each token; detect: what detection needs; all: with the top k.  [default: basic]",
 )
-@click.option("--device", default="cpu", show_default=True, help="Where the model's body runs.")
-@click.option("--text-key", default="text", show_default=True, help="Key of the text in .jsonl.")
-@click.option("--id-key", default="id", show_default=True, help="Key of the id in .jsonl; without one: file#line.")
-@click.option("--stdin-format", type=click.Choice(["txt", "jsonl"]), default="txt", show_default=True)
+@click.option("--inverse-temperatures", metavar="B,B,...", help="With detect or all: nll, mean and variance at each.")
+@click.option("--top-k", type=POSITIVE, help="With all: how many ids and log-probabilities.  [default: 5]")
+@click.option("--keep-text", is_flag=True, help="Keep the texts in the RUN; else readers read the inputs again.")
 @click.option(
-    "--prefix",
-    default="auto",
+    "--max-bad-fraction",
+    type=click.FloatRange(0, 1),
+    default=0.01,
     show_default=True,
-    metavar="none|bos|eos|ID|auto",
-    help="Token before each document; it conditions, is not scored. auto: BOS where the tokenizer adds it.",
+    help=f"Exit code 1 if more of the records are bad, and more than {_MIN_BAD_RECORDS}.",
 )
-@click.option("--window", type=_POSITIVE, help="Inputs per forward pass.  [default: min(model's maximum, 2048)]")
-@click.option("--stride", type=_POSITIVE, help="Tokens each later window adds.  [default: the window]")
-@click.option("--batch-tokens", type=_POSITIVE, help="Inputs per batch, padding included.  [default: 2048]")
-@click.option("--threads", type=_POSITIVE, help="Threads of torch and of the kernels.  [default: their own choice]")
-@click.option("--limit", type=_POSITIVE, help="Score at most so many documents.")
+@click.option(
+    "--plan", "as_plan", is_flag=True, help="Say what it would take, from a short calibration; score nothing."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout (with -o: the summary).")
-@click.option("--strict", is_flag=True, help="Exit code 3 also for unscorable documents.")
+@click.option("--jsonl", "as_jsonl", is_flag=True, help="A line of JSON for each document, as they are scored.")
+@click.option("--strict", is_flag=True, help="Exit code 3 also for unscorable documents and unscored tokens.")
 @click.option("--quiet", is_flag=True, help="No progress and no totals on stderr.")
-def score_command(**options: Any) -> int:
+def score_command(inputs: tuple[str, ...], **options: Any) -> int:
     """Exact per-token likelihoods of documents.
 
     INPUT is a .txt file (one document), a .jsonl file (one document per line), either with .gz or .zst behind it, a
-    folder of such files, a pattern in quotes ('data/**/*.jsonl.gz') or - for stdin.
+    .parquet file (one document per row), a folder of such files, a pattern in quotes ('data/**/*.jsonl.gz') or - for
+    stdin. Stored --logits or --hidden states are scored without a model.
     """
-    return _score(ScoreOptions(**options))
+    kinds = (ModelOptions, ReadingOptions, ProtocolOptions, OutputOptions, StoredOptions)
+    taken = ScoreOptions(inputs, *(take(kind, options) for kind in kinds))
+    check_stored(taken.stored, inputs)
+    return _score_stored(taken) if taken.stored.is_given else _score(taken)
 
 
 def _score(options: ScoreOptions) -> int:
-    if options.model is None:
-        click.echo(_DEFAULT_MODEL_LINE, err=True)
+    out = options.out
+    columns = _columns(out)
+    if options.model.model is None:
+        click.echo(DEFAULT_MODEL_LINE, err=True)
     require("score", ("torch", "transformers", "tokenizers", "safetensors"))
-    if options.output is not None:
+    if out.output is not None:
         require("score", ("pyarrow",))
-    from xentrs.corpus import open_sources, score_corpus
+    from xentrs.corpus import open_sources
+    from xentrs.corpus.run import text_job
     from xentrs.corpus.sources import InputError
-    from xentrs.report import Progress
 
     try:
-        sources, warnings = open_sources(options.inputs, options.stdin_format)
+        sources, warnings = open_sources(options.inputs, options.reading.stdin_format, make_reading(options.reading))
     except InputError as error:
         raise CommandError(str(error), USAGE) from None
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
-    runner, settings = _prepare(options)
-    output = Path(options.output) if options.output is not None else None
-    with Progress(sum(source.byte_count for source in sources), sys.stderr, options.quiet) as progress:
-        result = score_corpus(runner, sources, settings, output, progress)
-    _show_data(options, result)
-    _show_summary(options, result, output)
-    return _exit_code(options, result.summary["totals"])
+    runner, settings = prepare(options.model, options.reading, options.protocol, out.quiet, columns, out.keep_text)
+    if out.as_plan:
+        from xentrs.cli.plan import show_plan
+
+        return show_plan(runner, sources, settings, out.as_json)
+    return _run(out, text_job(runner, sources, settings))
 
 
-def _prepare(options: ScoreOptions) -> tuple[Any, Any]:
+def _score_stored(options: ScoreOptions) -> int:
+    out = options.out
+    columns = _columns(out)
+    if out.output is not None:
+        require("score", ("pyarrow",))
+    return _run(out, open_job(options.stored, columns, options.model.threads, out.quiet))
+
+
+def _run(out: OutputOptions, job: Any) -> int:
+    """Run a job, and show what came out."""
+    from xentrs.corpus.run import run_job
+    from xentrs.report import Progress
+
+    output = Path(out.output) if out.output is not None else None
+    on_part = _print_lines if out.as_jsonl else None
+    with Progress(sum(job.byte_counts), sys.stderr, out.quiet) as progress:
+        result = run_job(job, output, progress, on_part)
+    _show_data(out, result)
+    _show_summary(out, result, output)
+    return _exit_code(out, result.summary["totals"])
+
+
+def _columns(out: OutputOptions) -> Any:
+    """The `Columns` that were asked for; options that would do nothing are refused."""
+    from xentrs.corpus.settings import Columns
+
+    level = out.tokens or "basic"
+    if out.as_json and out.as_jsonl:
+        raise CommandError("--json and --jsonl exclude each other", USAGE)
+    if out.inverse_temperatures is not None and level not in ("detect", "all"):
+        raise CommandError("--inverse-temperatures needs --tokens detect or all", USAGE)
+    if out.top_k is not None and level != "all":
+        raise CommandError("--top-k needs --tokens all", USAGE)
+    temperatures = parse_numbers(out.inverse_temperatures or "", "--inverse-temperatures")
+    return Columns(level, temperatures, out.top_k or 5)  # type: ignore[arg-type]  # click has checked it
+
+
+def prepare(
+    model: ModelOptions, reading: ReadingOptions, protocol: ProtocolOptions, quiet: bool, columns: Any, keep_text: bool
+) -> tuple[Any, Any]:
     """The loaded, checked model and the resolved settings."""
     from xentrs.corpus import resolve_settings
-    from xentrs.models import ModelError, load_model, set_threads
+    from xentrs.corpus.settings import protocol_block
     from xentrs.report import protocol_text
 
-    if options.threads is not None:
-        set_threads(options.threads)
-    try:
-        runner = load_model(options.model or DEFAULT_MODEL, options.revision, options.dtype, options.device)
-        runner.prepare()
-    except ModelError as error:
-        raise CommandError(str(error), USAGE) from None
+    known = make_reading(reading)
+    runner = load_runner(model)
     settings = resolve_settings(
-        runner,
-        prefix=options.prefix,
-        window=options.window,
-        stride=options.stride,
-        batch_tokens=options.batch_tokens,
-        text_key=options.text_key,
-        id_key=options.id_key,
-        limit=options.limit,
-        num_threads=options.threads,
+        runner, **vars(protocol), reading=known, columns=columns, keep_text=keep_text, num_threads=model.threads
     )
     for notice in runner.notices:
         click.echo(notice, err=True)
-    if not options.quiet:
-        from xentrs.corpus.settings import protocol_block
-
+    if not quiet:
         click.echo(protocol_text(protocol_block(runner, settings)), err=True)
         click.echo(f"dtype {runner.info.dtype}: {runner.info.dtype_reason}", err=True)
     return runner, settings
 
 
-def _show_data(options: ScoreOptions, result: Any) -> None:
+def _print_lines(part: Any, columns: Any) -> None:
+    """A part's documents as lines of JSON on stdout."""
+    from xentrs.corpus.aggregates import document_rows
+    from xentrs.corpus.json_text import dump_line
+
+    for row in document_rows(columns.documents):
+        click.echo(dump_line(row).decode("utf-8"), nl=False)
+    sys.stdout.flush()
+
+
+def _show_data(options: OutputOptions, result: Any) -> None:
     """The result itself, to stdout."""
     from xentrs.corpus.json_text import dump_page
     from xentrs.report import document_table
@@ -158,12 +214,12 @@ def _show_data(options: ScoreOptions, result: Any) -> None:
         if options.output is None:
             page = {**page, "documents": result.documents, "quarantine": result.quarantine}
         click.echo(dump_page(page).decode("utf-8"), nl=False)
-    elif options.output is None:
+    elif options.output is None and not options.as_jsonl:
         document_table(result.documents, sys.stdout)
     sys.stdout.flush()
 
 
-def _show_summary(options: ScoreOptions, result: Any, output: Path | None) -> None:
+def _show_summary(options: OutputOptions, result: Any, output: Path | None) -> None:
     """Totals and extremes for people, to stderr."""
     from xentrs.report import extremes_text, totals_text
 
@@ -175,10 +231,11 @@ def _show_summary(options: ScoreOptions, result: Any, output: Path | None) -> No
     elif result.resumed_parts:
         lines.append(f"{output} was resumed: {result.resumed_parts} parts were there already")
     lines += totals_text(result.summary["totals"])
+    lines += _unscored_lines(result.summary)
     if result.tokens_scored_now:
         rate = result.tokens_scored_now / max(result.seconds, 1e-9)
         lines.append(f"speed        {rate:,.0f} tokens/s, {result.seconds:.1f} s without loading")
-    if result.summary["totals"]["scored_documents"] > 1:
+    if result.summary["totals"]["scored_documents"] > 1 and result.summary["best_documents"]:
         lines += extremes_text("best documents (bits per byte)", result.summary["best_documents"])
         lines += extremes_text("worst documents (bits per byte)", result.summary["worst_documents"])
     if output is not None:
@@ -197,6 +254,28 @@ def _quarantine_lines(result: Any, output: Path | None) -> list[str]:
     return lines
 
 
-def _exit_code(options: ScoreOptions, totals: dict[str, Any]) -> int:
-    incomplete = totals["quarantined"] > 0 or (options.strict and totals["unscorable_documents"] > 0)
+def _exit_code(options: OutputOptions, totals: dict[str, Any]) -> int:
+    bad, records = totals["quarantined"], totals["quarantined"] + totals["documents"]
+    if bad > _MIN_BAD_RECORDS and bad > options.max_bad_fraction * records:
+        click.echo(f"Error: {bad:,} of {records:,} records are bad, more than --max-bad-fraction allows", err=True)
+        return FAILED
+    unscored = totals["unscored_tokens"] > _UNSCORED_WARNING * totals["tokens"]
+    incomplete = bad > 0 or (options.strict and (unscored or totals["unscorable_documents"] > 0))
     return QUARANTINED if incomplete else DONE
+
+
+def _unscored_lines(summary: dict[str, Any]) -> list[str]:
+    """A warning where more than a thousandth of the tokens has no score, and what would change that."""
+    totals, protocol = summary["totals"], summary["protocol"]
+    if totals["unscored_tokens"] <= _UNSCORED_WARNING * totals["tokens"]:
+        return []
+    share = totals["unscored_tokens"] / totals["tokens"]
+    why = "without a prefix nothing predicts a document's first token; --prefix bos or eos scores it"
+    if protocol["window_rule"] == "halves":
+        why = "llama.cpp scores the second half of each window and drops the last window that is not full"
+    elif protocol["protocol"] == "hf-strided":
+        why = "the transformers recipe has no prefix, so the first token of a document is never scored"
+    elif protocol["prefix_token_id"] is not None:
+        why = "see status and reason in the documents table"
+    counted = f"{totals['unscored_tokens']:,} of {totals['tokens']:,} tokens"
+    return [f"warning: {counted} ({share:.2%}) have no score: {why}"]

@@ -9,12 +9,17 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
+from collections.abc import Callable
 from typing import IO, Any
 
 from xentrs.errors import FormatError, TruncatedError
 
 COMPRESSIONS = (".gz", ".zst")
 _PIECE_BYTES = 1 << 20
+# Asked of the unpackers at once; what an error interrupts is lost. gzip returns what it has, pyarrow fills all it is
+# asked for.
+_GZIP_BYTES = 1 << 16
+_ZSTANDARD_BYTES = 1 << 10
 
 
 def unpack(file: IO[bytes], name: str, compression: str) -> IO[bytes]:
@@ -33,7 +38,8 @@ class _Unpacked(io.RawIOBase):
     def __init__(self, file: IO[bytes], name: str, compression: str) -> None:
         super().__init__()
         self._name, self._compression = name, compression
-        self._content = _gzip(file) if compression == ".gz" else _zstandard(file)
+        self._next_piece = _gzip(file) if compression == ".gz" else _zstandard(file)
+        self._piece = memoryview(b"")
         self._position = 0
 
     def readable(self) -> bool:
@@ -56,9 +62,11 @@ class _Unpacked(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Unpacks at most what fits; 0 at the end."""
+        """Unpacks at most what fits; 0 at the end. Pieces are the same however they are read, so that a damaged file
+        gives the same bytes before the error to every reader.
+        """
         try:
-            data = self._content.read(len(buffer))
+            self._piece = self._piece or memoryview(self._next_piece())
         except EOFError as error:
             raise self._truncated() from error
         except (gzip.BadGzipFile, zlib.error, OSError) as error:
@@ -67,20 +75,23 @@ class _Unpacked(io.RawIOBase):
             if "Truncated" in str(error):
                 raise self._truncated() from error
             raise FormatError(f"{self._name} is no intact {self._compression} file: {error}") from error
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+        count = min(len(buffer), len(self._piece))
+        buffer[:count], self._piece = self._piece[:count], self._piece[count:]
+        self._position += count
+        return count
 
     def _truncated(self) -> TruncatedError:
         return TruncatedError(f"{self._name} ends in the middle of its {self._compression} data")
 
 
-def _gzip(file: IO[bytes]) -> Any:
-    return gzip.GzipFile(fileobj=file, mode="rb")
+def _gzip(file: IO[bytes]) -> Callable[[], bytes]:
+    content = gzip.GzipFile(fileobj=file, mode="rb")
+    return lambda: content.read1(_GZIP_BYTES)
 
 
-def _zstandard(file: IO[bytes]) -> Any:
+def _zstandard(file: IO[bytes]) -> Callable[[], bytes]:
     # Python's own module is of 3.14; pyarrow is a part of the extra `score` anyway.
     import pyarrow  # type: ignore[import-untyped]
 
-    return pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd")
+    content = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd")
+    return lambda: content.read(_ZSTANDARD_BYTES)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from xentrs.corpus.documents import Cursor
 from xentrs.corpus.json_text import dump_line, dump_page
-from xentrs.corpus.parts import Part, Position
+from xentrs.corpus.parts import Part
 from xentrs.durable import append_line, remove_temporaries, sha256_hex, write_atomic
 from xentrs.errors import ManifestMismatch
 
@@ -29,7 +29,7 @@ SUMMARY = "summary.json"
 QUARANTINE = "quarantine.jsonl"
 TIMINGS = "timings.json"
 LOCK = ".lock"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class RunFolder:
@@ -75,28 +75,30 @@ class RunFolder:
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
-    def end_of(self, number: int) -> Position:
+    def end_of(self, number: int) -> Cursor:
         """Where finished part `number` ended in the inputs."""
-        end = self.parts[number]["end"]
-        return Position(Cursor(end["source"], end["byte_offset"], end["line"]), end["documents"])
+        return Cursor(**self.parts[number]["end"])
 
-    def part_bytes(self, number: int) -> tuple[bytes, bytes]:
-        """The documents and tokens files of a finished part."""
-        documents, tokens = part_names(number)
-        return (self.path / documents).read_bytes(), (self.path / tokens).read_bytes()
+    def documents_bytes(self, number: int) -> bytes:
+        """The documents file of a finished part."""
+        return (self.path / part_names(number)[0]).read_bytes()
 
-    def write_part(self, part: Part, documents: bytes, tokens: bytes) -> None:
-        """Write a part's files, then its manifest line: from here on it exists."""
-        files = dict(zip(part_names(part.number), (documents, tokens), strict=True))
+    def write_part(self, part: Part, documents: bytes, tokens: bytes | None, nll_state: bytes) -> None:
+        """Write a part's files, then its manifest line: from here on it exists. `nll_state` are its exact totals
+        (`xentrs.Perplexity.to_bytes`), so that nobody needs the tokens to go on.
+        """
+        contents = zip(part_names(part.number), (documents, tokens), strict=True)
+        files = {name: data for name, data in contents if data is not None}
         for name, data in files.items():
             write_atomic(self.path, name, data)
         line = {
             "part": part.number,
             "documents": len(part.documents),
-            "tokens": part.token_count,
+            "tokens": part.row_count,
             "files": {name: {"bytes": len(data), "sha256": sha256_hex(data)} for name, data in files.items()},
-            "start": _position(part.start),
-            "end": _position(part.end),
+            "start": vars(part.start),
+            "end": vars(part.end),
+            "nll_state": nll_state.hex(),
             "skipped_lines": part.skipped_lines,
             "quarantine": [vars(rejected) for rejected in part.rejected],
         }
@@ -134,7 +136,7 @@ class RunFolder:
 
     def _open_manifest(self) -> None:
         remove_temporaries(self.path)
-        lines, clean = _read_manifest(self.path / MANIFEST)
+        lines, clean = read_manifest(self.path / MANIFEST)
         if lines:
             if lines[0] != self._fingerprint:
                 raise ManifestMismatch(f"{self.path}: {_difference(lines[0], self._fingerprint)}")
@@ -168,22 +170,12 @@ def part_names(number: int) -> tuple[str, str]:
     return f"documents-{number:05d}.parquet", f"tokens-{number:05d}.parquet"
 
 
-def _position(position: Position) -> dict[str, int]:
-    cursor = position.cursor
-    return {
-        "source": cursor.source,
-        "byte_offset": cursor.byte_offset,
-        "line": cursor.line,
-        "documents": position.document_count,
-    }
-
-
 def _may_be_ours(name: str) -> bool:
     """What a run that was killed before its manifest existed can have left."""
     return name == LOCK or name.startswith(f"{MANIFEST}.tmp-")
 
 
-def _read_manifest(path: Path) -> tuple[list[dict[str, Any]], bool]:
+def read_manifest(path: Path) -> tuple[list[dict[str, Any]], bool]:
     """The manifest's lines, and whether it ends whole: a last line without its newline is torn and left out.
 
     Raises:
@@ -209,14 +201,15 @@ def _read_manifest(path: Path) -> tuple[list[dict[str, Any]], bool]:
 
 def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     """Which settings of an existing RUN are not those of this call."""
-    old, new = _flatten(found), _flatten(wanted)
+    old, new = flatten(found), flatten(wanted)
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     shown = "; ".join(f"{name}: {old.get(name)} in the RUN, {new.get(name)} now" for name in names[:5])
     more = f" (and {len(names) - 5} more)" if len(names) > 5 else ""
     return f"this RUN was made with other settings, choose another folder: {shown}{more}"
 
 
-def _flatten(value: Any, name: str = "") -> dict[str, Any]:
+def flatten(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested data as one level of dotted names, to compare."""
     if isinstance(value, dict):
         entries = [(str(key), entry) for key, entry in value.items()]
     elif isinstance(value, list):
@@ -225,5 +218,5 @@ def _flatten(value: Any, name: str = "") -> dict[str, Any]:
         return {name: value}
     flat: dict[str, Any] = {}
     for key, entry in entries:
-        flat.update(_flatten(entry, f"{name}.{key}" if name else key))
+        flat.update(flatten(entry, f"{name}.{key}" if name else key))
     return flat

@@ -8,12 +8,13 @@ uninterrupted one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
-from xentrs.corpus.documents import Cursor, Document, Item, Rejected, read_items
-from xentrs.corpus.settings import Settings
-from xentrs.corpus.sources import Source
+from xentrs.corpus.documents import Cursor, Document, Item, Rejected
+from xentrs.corpus.encoding import EncodedDocument, encode_documents
+from xentrs.corpus.records import RecordError
 from xentrs.models import EncodedText, TextEncoder
 
 # Bounds memory where records carry no tokens: a corpus of empty texts or of corrupt lines.
@@ -21,65 +22,52 @@ MAX_PART_RECORDS = 16_384
 _GROUP_CHARACTERS = 65_536
 _GROUP_RECORDS = 256
 
-
-@dataclass(frozen=True)
-class EncodedDocument:
-    """A document's place in the run and its tokens; the text is gone by now."""
-
-    number: int
-    id: str
-    source: str
-    encoded: EncodedText
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a part starts or ends: cursor in the sources and documents before it."""
-
-    cursor: Cursor = field(default_factory=Cursor)
-    document_count: int = 0
+ReadItems: TypeAlias = Callable[[Cursor], Iterator[tuple[Item, Cursor]]]
+"""Records from a cursor on, each with the cursor behind it: `documents.read_items` of some sources, or of objects."""
 
 
 @dataclass
 class Part:
-    """Documents that are scored and written together."""
+    """Documents that are scored and written together. `row_count` rows of tokens: those to be scored."""
 
     number: int
-    start: Position
-    end: Position
+    start: Cursor
+    end: Cursor
     documents: list[EncodedDocument] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     skipped_lines: int = 0
-    token_count: int = 0
+    token_count: int = 0  # contexts included
+
+    @property
+    def row_count(self) -> int:
+        return sum(len(document.wanted) for document in self.documents)
 
 
 class PartReader:
     """Parts in order, from any position."""
 
-    def __init__(self, sources: Sequence[Source], encoder: TextEncoder, vocab_size: int, settings: Settings) -> None:
-        self._sources = sources
+    def __init__(
+        self, read: ReadItems, encoder: TextEncoder, vocab_size: int, part_tokens: int, keep_text: bool = False
+    ) -> None:
+        self._read = read
         self._encoder = encoder
         self._vocab_size = vocab_size
-        self._settings = settings
-        self.seek(0, Position())
+        self._part_tokens = part_tokens
+        self._keep_text = keep_text
+        self.seek(0, Cursor())
 
-    def seek(self, number: int, position: Position) -> None:
-        """Go on with part `number`, which starts at `position`."""
+    def seek(self, number: int, cursor: Cursor) -> None:
+        """Go on with part `number`, which starts at `cursor`."""
         self._number = number
-        self._position = position
-        self._items: Iterator[tuple[Item, Cursor]] = read_items(
-            self._sources, position.cursor, self._settings.text_key, self._settings.id_key
-        )
-        self._pending: deque[tuple[Item, Cursor, EncodedText | None]] = deque()
+        self._cursor = cursor
+        self._items = self._read(cursor)
+        self._pending: deque[tuple[Item | EncodedDocument, Cursor]] = deque()
 
     def next_part(self) -> Part | None:
         """The next part, or None behind the last record."""
-        part = Part(self._number, self._position, self._position)
+        part = Part(self._number, self._cursor, self._cursor)
         record_count = 0
-        limit = self._settings.limit
-        while part.token_count < self._settings.part_tokens and record_count < MAX_PART_RECORDS:
-            if limit is not None and part.end.document_count >= limit:
-                break
+        while part.token_count < self._part_tokens and record_count < MAX_PART_RECORDS:
             if not self._pending and not self._fill():
                 break
             self._take(part)
@@ -87,7 +75,7 @@ class PartReader:
         if record_count == 0:
             return None
         self._number += 1
-        self._position = part.end
+        self._cursor = part.end
         return part
 
     def _fill(self) -> bool:
@@ -96,30 +84,29 @@ class PartReader:
         characters = 0
         for item, cursor in self._items:
             group.append((item, cursor))
-            characters += len(item.text) if isinstance(item, Document) else 0
+            characters += len(item.fields.text) if isinstance(item, Document) else 0
             if characters >= _GROUP_CHARACTERS or len(group) >= _GROUP_RECORDS:
                 break
-        texts = [item.text for item, _ in group if isinstance(item, Document)]
-        encoded = iter(self._encoder.encode(texts) if texts else [])
+        documents = [item for item, _ in group if isinstance(item, Document)]
+        encoded = iter(encode_documents(documents, self._encoder, self._keep_text))
         for item, cursor in group:
-            self._pending.append((item, cursor, next(encoded) if isinstance(item, Document) else None))
+            self._pending.append((self._checked(item, next(encoded)) if isinstance(item, Document) else item, cursor))
         return bool(group)
 
     def _take(self, part: Part) -> None:
-        item, cursor, encoded = self._pending.popleft()
-        document_count = part.end.document_count
-        if isinstance(item, Document) and encoded is not None:
-            if (rejected := self._outside_vocabulary(item, encoded)) is not None:
-                part.rejected.append(rejected)
-            else:
-                part.documents.append(EncodedDocument(document_count, item.id, item.source, encoded))
-                part.token_count += len(encoded.token_ids)
-                document_count += 1
+        item, part.end = self._pending.popleft()
+        if isinstance(item, EncodedDocument):
+            part.documents.append(item)
+            part.token_count += len(item.encoded.token_ids)
         elif isinstance(item, Rejected):
             part.rejected.append(item)
         else:
             part.skipped_lines += 1
-        part.end = Position(cursor, document_count)
+
+    def _checked(self, document: Document, encoded: EncodedDocument | RecordError) -> EncodedDocument | Rejected:
+        if isinstance(encoded, RecordError):
+            return Rejected(document.source, document.line, 0, encoded.kind, encoded.reason)
+        return self._outside_vocabulary(document, encoded.encoded) or encoded
 
     def _outside_vocabulary(self, document: Document, encoded: EncodedText) -> Rejected | None:
         if len(encoded.token_ids) == 0 or int(encoded.token_ids.max()) < self._vocab_size:

@@ -1,8 +1,8 @@
-"""One line of JSON to a document's text and id, or the reason why not.
+"""One record to what a document needs of it, or the reason why not.
 
-In: the bytes of a line. Out: `(text, id)`; a `RecordError` carries a kind (for counting) and a reason (for
-reading). Everything that a later step could stumble over is refused here: depth, duplicate keys, NaN,
-infinities, lone surrogates.
+In: the bytes of a line of JSON, or a record that is parsed already. Out: `Fields`; a `RecordError` carries a kind (for
+counting) and a reason (for reading). Everything that a later step could stumble over is refused here: depth, duplicate
+keys, NaN, infinities, lone surrogates.
 """
 
 from __future__ import annotations
@@ -10,7 +10,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, TypeAlias
+
+from xentrs.corpus.reading import Reading
 
 MAX_DEPTH = 128
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
@@ -36,8 +40,22 @@ def decode_utf8(data: bytes) -> str:
         raise RecordError("invalid_utf8", f"byte 0x{value:02x} is not UTF-8 ({error.reason})", error.start) from None
 
 
-def parse_record(line: bytes, text_key: str, id_key: str) -> tuple[str, str | None]:
-    """Text and id (None when the record has none) of one JSON line."""
+Message: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What a record says. `text` is what is scored: a text, the continuation of a pair; empty for a chat."""
+
+    text: str
+    id: str | None = None
+    context: str | None = None  # of a pair
+    messages: tuple[Message, ...] | None = None  # of a chat
+    by: dict[str, str | None] = field(default_factory=dict)
+
+
+def parse_record(line: bytes, reading: Reading) -> Fields:
+    """The fields of one JSON line."""
     content = decode_utf8(line)
     _check_depth(content)
     try:
@@ -49,13 +67,76 @@ def parse_record(line: bytes, text_key: str, id_key: str) -> tuple[str, str | No
         raise RecordError("invalid_json", f"invalid JSON: {error}") from None
     if not isinstance(record, dict):
         raise RecordError("not_an_object", f"expected a JSON object, got {_kind(record)}")
-    if text_key not in record:
-        raise RecordError("missing_key", f"key {text_key!r} is missing")
-    text = record[text_key]
+    return record_fields(record, reading)
+
+
+def record_fields(record: Mapping[str, Any], reading: Reading) -> Fields:
+    """The fields of a record that is parsed already: a row of a table, an object of a caller. Where it has no key
+    `meta.lang`, that is the key `lang` of what `meta` holds.
+    """
+    identifier = _record_id(_value(record, reading.id_key, None), reading.id_key)
+    by = {key: _label(_value(record, key, None), key) for key in reading.by}
+    if reading.messages_key is not None:
+        return Fields("", identifier, messages=_messages(record, reading.messages_key), by=by)
+    if reading.context_key is None or reading.continuation_key is None:
+        return Fields(_text(record, reading.text_key), identifier, by=by)
+    context, continuation = _text(record, reading.context_key), _text(record, reading.continuation_key)
+    return Fields(continuation, identifier, context=context, by=by)
+
+
+_MISSING = object()
+
+
+def _value(record: Any, key: str, default: Any = _MISSING) -> Any:
+    """What stands under a key.
+
+    Raises:
+        RecordError: nothing does, and there is no default.
+    """
+    if key in record:
+        return record[key]
+    found = record
+    for name in key.split("."):
+        if not isinstance(found, Mapping) or name not in found:
+            if default is _MISSING:
+                raise RecordError("missing_key", f"key {key!r} is missing")
+            return default
+        found = found[name]
+    return found
+
+
+def _text(record: Mapping[str, Any], key: str) -> str:
+    text = _value(record, key)
     if not isinstance(text, str):
-        raise RecordError("not_text", f"key {text_key!r} holds {_kind(text)}, expected a string")
-    _check_surrogates(text, text_key)
-    return text, _record_id(record.get(id_key), id_key)
+        raise RecordError("not_text", f"key {key!r} holds {_kind(text)}, expected a string")
+    _check_surrogates(text, key)
+    return text
+
+
+def _messages(record: Mapping[str, Any], key: str) -> tuple[Message, ...]:
+    """Turns of a chat, each an object with a role; the rest of it is between the record and the template."""
+    messages = _value(record, key)
+    if not isinstance(messages, list | tuple) or not messages:
+        held = "an empty list" if isinstance(messages, list | tuple) else _kind(messages)
+        raise RecordError("not_messages", f"key {key!r} holds {held}, expected a list of messages")
+    for place, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise RecordError("not_messages", f"{key}[{place}] is no object with a role")
+        if not isinstance(message.get("content"), str):
+            held = _kind(message.get("content"))
+            raise RecordError("not_messages", f"{key}[{place}] has {held} as content, expected a string")
+        _check_surrogates(message["content"], key)
+    return tuple(dict(message) for message in messages)
+
+
+def _label(value: Any, key: str) -> str | None:
+    """A field that documents are grouped by, as text."""
+    if isinstance(value, Mapping | list | tuple):
+        raise RecordError("bad_label", f"key {key!r} holds {_kind(value)}, expected a single value to group by")
+    if value is None or isinstance(value, str):
+        _check_surrogates(value or "", key)
+        return value
+    return json.dumps(value) if isinstance(value, bool | int | float) else str(value)
 
 
 def _record_id(value: Any, id_key: str) -> str | None:

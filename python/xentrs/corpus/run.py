@@ -1,23 +1,26 @@
-"""A whole run: parts from the sources through the model into a RUN folder or into memory.
+"""A whole run: parts from a reader, scored, into a RUN folder or into memory.
 
-In: a prepared `Runner`, sources, settings, perhaps a `RunFolder`. Out: `CorpusResult`. Finished parts of a
-RUN are read, not scored again; totals of a resumed run equal those of an uninterrupted one bit for bit.
+In: a `Job`, perhaps a folder. Out: `CorpusResult`. Finished parts of a RUN are read, not scored again; totals of a
+resumed run equal those of an uninterrupted one bit for bit.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from xentrs.corpus.parts import Part, PartReader, Position
-from xentrs.corpus.score import score_part
+import xentrs
+from xentrs.corpus.aggregates import Totals, document_rows
+from xentrs.corpus.ahead import AheadReader, Reader
+from xentrs.corpus.documents import Cursor, read_items
+from xentrs.corpus.parts import Part, PartReader
+from xentrs.corpus.score import PartColumns, score_part
 from xentrs.corpus.settings import Settings, protocol_block
 from xentrs.corpus.sources import Source
-from xentrs.corpus.totals import Totals, document_rows
-from xentrs.models import Runner
+from xentrs.models import SplitRunner
 
 
 class Listener(Protocol):
@@ -41,51 +44,101 @@ class CorpusResult:
     tokens_scored_now: int = 0
 
 
+@dataclass(frozen=True)
+class Job:
+    """What is to be scored, by what, and how it is called in the results."""
+
+    reader: Reader
+    score: Callable[[Part, Callable[[int], None]], PartColumns]
+    settings: Settings
+    protocol: dict[str, Any]
+    inputs: list[dict[str, Any]]
+    byte_counts: Sequence[int]  # of the inputs, for progress
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that decides the bytes of a RUN; two equal ones may share a folder."""
+        settings = self.settings
+        return {
+            "protocol": self.protocol,
+            "inputs": self.inputs,
+            "reading": settings.reading.block(),
+            "output": {
+                **settings.columns.block(),
+                "keep_text": settings.keep_text,
+                "part_tokens": settings.part_tokens,
+            },
+        }
+
+    def byte_position(self, cursor: Cursor) -> int:
+        """Bytes of all inputs before `cursor`; of a compressed one those read unpacked, at most its size."""
+        counts = self.byte_counts
+        inside = min(cursor.byte_offset, counts[cursor.source]) if cursor.source < len(counts) else 0
+        return sum(counts[: cursor.source]) + inside
+
+
+PartSink = Callable[[Part, PartColumns], None]
+
+
 def score_corpus(
-    runner: Runner, sources: Sequence[Source], settings: Settings, output: Path | None, listener: Listener
+    runner: SplitRunner,
+    sources: Sequence[Source],
+    settings: Settings,
+    output: Path | None,
+    listener: Listener,
+    on_part: PartSink | None = None,
 ) -> CorpusResult:
-    """Score all sources; with `output` into a RUN folder, which is resumed where it stands.
+    """Score all sources; with `output` into a RUN folder, which is resumed where it stands. `on_part` gets every part
+    that is scored now; without it and without `output` the documents are kept for the result.
 
     Raises:
         ManifestMismatch: `output` holds another run, is in use, or is no RUN folder.
         InputChangedError: an input changed while it was read.
     """
-    protocol = protocol_block(runner, settings)
+    return run_job(text_job(runner, sources, settings), output, listener, on_part)
+
+
+def score_parts(parts: Iterable[Part], runner: SplitRunner, settings: Settings) -> dict[str, Any]:
+    """The totals of parts that are at hand."""
+    totals = Totals()
+    for part in parts:
+        _add(totals, part, score_part(part, runner, settings))
+    return totals.block()
+
+
+def text_job(runner: SplitRunner, sources: Sequence[Source], settings: Settings) -> Job:
+    """The job of scoring the records of `sources` with a model."""
+
+    def read(cursor: Cursor) -> Iterator[Any]:
+        return read_items(sources, cursor, settings.reading)
+
+    return Job(
+        PartReader(read, runner.encoder, runner.info.vocab_size, settings.part_tokens, settings.keep_text),
+        lambda part, on_batch: score_part(part, runner, settings, on_batch),
+        settings,
+        protocol_block(runner, settings),
+        [source.block() for source in sources],
+        [source.byte_count for source in sources],
+    )
+
+
+def run_job(job: Job, output: Path | None, listener: Listener, on_part: PartSink | None = None) -> CorpusResult:
+    """Run `job`; see `score_corpus`."""
     if output is None:
-        return _score_in_memory(runner, sources, settings, protocol, listener)
+        return _run_in_memory(job, listener, on_part)
     from xentrs.corpus.journal import RunFolder
 
-    with RunFolder(output, fingerprint(protocol, sources, settings)) as folder:
+    with RunFolder(output, job.fingerprint()) as folder:
         if (summary := folder.finished_summary()) is not None:
             return CorpusResult(summary, already_finished=True, resumed_parts=len(folder.parts))
-        return _score_into(folder, runner, sources, settings, protocol, listener)
+        return _run_into(folder, job, listener, on_part)
 
 
-def fingerprint(protocol: dict[str, Any], sources: Sequence[Source], settings: Settings) -> dict[str, Any]:
-    """Everything that decides the bytes of a RUN; two equal ones may share a folder."""
+def _summary(job: Job, totals: Totals, parts: int) -> dict[str, Any]:
     return {
-        "protocol": protocol,
-        "inputs": _inputs(sources),
-        "reading": {
-            "text_key": settings.text_key,
-            "id_key": settings.id_key,
-            "limit": settings.limit,
-            "part_tokens": settings.part_tokens,
-        },
-    }
-
-
-def _inputs(sources: Sequence[Source]) -> list[dict[str, Any]]:
-    return [
-        {"name": source.name, "format": source.format, "bytes": source.byte_count, "sha256": source.sha256}
-        for source in sources
-    ]
-
-
-def _summary(protocol: dict[str, Any], sources: Sequence[Source], totals: Totals, parts: int) -> dict[str, Any]:
-    return {
-        "protocol": protocol,
-        "inputs": _inputs(sources),
+        "protocol": job.protocol,
+        "inputs": job.inputs,
+        "reading": job.settings.reading.block(),
+        "output": job.fingerprint()["output"],
         "parts": parts,
         "totals": totals.block(),
         "best_documents": totals.best(),
@@ -93,27 +146,23 @@ def _summary(protocol: dict[str, Any], sources: Sequence[Source], totals: Totals
     }
 
 
-def _score_in_memory(
-    runner: Runner,
-    sources: Sequence[Source],
-    settings: Settings,
-    protocol: dict[str, Any],
-    listener: Listener,
-) -> CorpusResult:
+def _run_in_memory(job: Job, listener: Listener, on_part: PartSink | None) -> CorpusResult:
     started = time.monotonic()
-    reader = PartReader(sources, runner.encoder, runner.info.vocab_size, settings)
     totals = Totals()
     documents: list[dict[str, Any]] = []
     quarantine: list[dict[str, Any]] = []
     parts = 0
-    while (part := reader.next_part()) is not None:
-        columns = _score(part, runner, sources, settings, listener)
-        nll = columns.tokens["nll"][columns.scored]
-        totals.add(columns.documents, nll, len(part.rejected), part.skipped_lines)
-        documents.extend(document_rows(columns.documents))
-        quarantine.extend(vars(rejected) for rejected in part.rejected)
-        parts += 1
-    summary = _summary(protocol, sources, totals, parts)
+    with AheadReader(job.reader) as reader:
+        while (part := reader.next_part()) is not None:
+            columns = _score(job, part, listener)
+            _add(totals, part, columns)
+            if on_part is not None:
+                on_part(part, columns)
+            else:
+                documents.extend(document_rows(columns.documents))
+            quarantine.extend(vars(rejected) for rejected in part.rejected)
+            parts += 1
+    summary = _summary(job, totals, parts)
     return CorpusResult(
         summary,
         documents,
@@ -123,60 +172,51 @@ def _score_in_memory(
     )
 
 
-def _score_into(
-    folder: Any,
-    runner: Runner,
-    sources: Sequence[Source],
-    settings: Settings,
-    protocol: dict[str, Any],
-    listener: Listener,
-) -> CorpusResult:
-    from xentrs.corpus.tables import documents_parquet, read_documents, read_scored_nll, tokens_parquet
+def _run_into(folder: Any, job: Job, listener: Listener, on_part: PartSink | None) -> CorpusResult:
+    from xentrs.corpus.tables import documents_parquet, tokens_parquet
 
     started = time.monotonic()
-    reader = PartReader(sources, runner.encoder, runner.info.vocab_size, settings)
-    totals = Totals()
+    settings, totals = job.settings, Totals()
     resumed = tokens_now = number = 0
-    while True:
-        if number in folder.parts:
-            documents, tokens = folder.part_bytes(number)
-            line = folder.parts[number]
-            totals.add(
-                read_documents(documents),
-                read_scored_nll(tokens),
-                len(line["quarantine"]),
-                line["skipped_lines"],
-            )
-            position = folder.end_of(number)
-            reader.seek(number + 1, position)
-            listener.part_finished(_byte_position(sources, position))
-            resumed += 1
-        else:
-            part = reader.next_part()
-            if part is None:
+    with AheadReader(job.reader) as reader:
+        while True:
+            if number in folder.parts:
+                _add_finished(totals, folder, number)
+                reader.seek(number + 1, folder.end_of(number))
+                listener.part_finished(job.byte_position(folder.end_of(number)))
+                resumed += 1
+            elif (part := reader.next_part()) is None:
                 break
-            columns = _score(part, runner, sources, settings, listener)
-            folder.write_part(part, documents_parquet(columns), tokens_parquet(columns))
-            nll = columns.tokens["nll"][columns.scored]
-            totals.add(columns.documents, nll, len(part.rejected), part.skipped_lines)
-            tokens_now += len(nll)
-        number += 1
+            else:
+                columns = _score(job, part, listener)
+                tokens = None if settings.columns.level == "none" else tokens_parquet(columns, settings)
+                folder.write_part(part, documents_parquet(columns, settings), tokens, columns.nll.to_bytes())
+                _add(totals, part, columns)
+                if on_part is not None:
+                    on_part(part, columns)
+                tokens_now += int(columns.scored.sum())
+            number += 1
     seconds = time.monotonic() - started
-    summary = _summary(protocol, sources, totals, number)
+    summary = _summary(job, totals, number)
     folder.finish(summary, {"seconds": seconds, "tokens_scored": tokens_now, "resumed_parts": resumed})
     return CorpusResult(summary, resumed_parts=resumed, seconds=seconds, tokens_scored_now=tokens_now)
 
 
-def _score(part: Part, runner: Runner, sources: Sequence[Source], settings: Settings, listener: Listener) -> Any:
-    start, end = _byte_position(sources, part.start), _byte_position(sources, part.end)
-    listener.part_started(start, end - start, part.token_count)
-    columns = score_part(part, runner, settings, listener.tokens_scored)
+def _add(totals: Totals, part: Part, columns: PartColumns) -> None:
+    totals.add(columns.documents, columns.nll, len(part.rejected), part.skipped_lines)
+
+
+def _add_finished(totals: Totals, folder: Any, number: int) -> None:
+    from xentrs.corpus.tables import read_documents
+
+    line = folder.parts[number]
+    nll = xentrs.Perplexity.from_bytes(bytes.fromhex(line["nll_state"]))
+    totals.add(read_documents(folder.documents_bytes(number)), nll, len(line["quarantine"]), line["skipped_lines"])
+
+
+def _score(job: Job, part: Part, listener: Listener) -> PartColumns:
+    start, end = job.byte_position(part.start), job.byte_position(part.end)
+    listener.part_started(start, end - start, part.row_count)
+    columns = job.score(part, listener.tokens_scored)
     listener.part_finished(end)
     return columns
-
-
-def _byte_position(sources: Sequence[Source], position: Position) -> int:
-    """Bytes of all inputs before `position`; of a compressed one those read unpacked, at most its size."""
-    cursor = position.cursor
-    inside = min(cursor.byte_offset, sources[cursor.source].byte_count) if cursor.source < len(sources) else 0
-    return sum(source.byte_count for source in sources[: cursor.source]) + inside

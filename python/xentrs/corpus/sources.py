@@ -19,10 +19,14 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from xentrs.corpus.compressed import COMPRESSIONS, unpack
+from xentrs.corpus.reading import Reading
 from xentrs.errors import InputChangedError, XentrsError
 
 FORMATS = {".txt": "txt", ".text": "txt", ".md": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-_KINDS = f"{', '.join(FORMATS)}, with {' or '.join(COMPRESSIONS)} behind it or not"
+FORMATS.update({".parquet": "parquet", ".pq": "parquet"})
+_UNPACKED = ("parquet",)  # compressed inside, and read from places all over the file
+_PACKED_KINDS = ", ".join(ending for ending, name in FORMATS.items() if name not in _UNPACKED)
+_KINDS = f"{_PACKED_KINDS}, with {' or '.join(COMPRESSIONS)} behind it or not, .parquet, .pq"
 _READ_BYTES = 1 << 20
 
 
@@ -35,13 +39,17 @@ class Source:
     """One input. `name` is as the user gave it, printable in any encoding."""
 
     name: str
-    format: str  # "txt": the file is one document; "jsonl": one document per line
+    format: str  # "txt": the file is one document; "jsonl": one document per line; "parquet": one per row
     byte_count: int
     sha256: str
     path: Path | None  # None: the spooled stdin
     compression: str = ""  # one of COMPRESSIONS, or none; byte_count and sha256 are those of the file as it lies
     spool: BinaryIO | None = field(default=None, compare=False, repr=False)
     changed_ns: int = 0
+
+    def block(self) -> dict[str, Any]:
+        """For the fingerprint of a RUN and its summary."""
+        return {"name": self.name, "format": self.format, "bytes": self.byte_count, "sha256": self.sha256}
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
@@ -61,22 +69,36 @@ class Source:
             raise InputChangedError(f"{self.name} vanished during the run") from None
         with file:
             yield unpack(file, self.name, self.compression) if self.compression else file
-            self._check_unchanged(file)
+            self.check_unchanged()
 
-    def _check_unchanged(self, file: IO[bytes]) -> None:
-        status = os.fstat(file.fileno())
+    def check_unchanged(self) -> None:
+        """What was read before this call is what was hashed.
+
+        Raises:
+            InputChangedError: the file is gone, or has another size or modification time.
+        """
+        if self.path is None:
+            return
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            raise InputChangedError(f"{self.name} vanished during the run") from None
         if (status.st_size, status.st_mtime_ns) != (self.byte_count, self.changed_ns):
             raise InputChangedError(
                 f"{self.name} changed during the run: {self.byte_count} bytes, now {status.st_size}"
             )
 
 
-def open_sources(inputs: Sequence[str], stdin_format: str = "txt") -> tuple[list[Source], list[str]]:
+def open_sources(
+    inputs: Sequence[str], stdin_format: str = "txt", reading: Reading | None = None
+) -> tuple[list[Source], list[str]]:
     """Check and hash every input, in the order given; a file given twice counts once, with a warning. A folder stands
     for the files of known kinds in it and below it, a pattern for the files it matches, both in the order of names.
+    With `reading` tables are held against it.
 
     Raises:
-        InputError: an input is missing, unreadable or of an unknown kind, or stands for no file.
+        InputError: an input is missing, unreadable or of an unknown kind, stands for no file, or is a table that is
+            damaged or lacks a column.
     """
     sources: list[Source] = []
     warnings: list[str] = []
@@ -92,8 +114,18 @@ def open_sources(inputs: Sequence[str], stdin_format: str = "txt") -> tuple[list
             warnings.append(f"{shown} is the same input as {seen[key]}: scored once")
             continue
         seen[key] = shown
-        sources.append(_spool_stdin(stdin_format) if name == "-" else _file_source(name, shown))
+        sources.append(_spool_stdin(stdin_format) if name == "-" else _known_source(name, shown))
+        _check_table(sources[-1], reading)
     return sources, warnings
+
+
+def _check_table(source: Source, reading: Reading | None) -> None:
+    if source.format == "parquet":
+        # Loads pyarrow, which other formats do without.
+        from xentrs.corpus.columnar import check_parquet
+
+        with source.open() as file:
+            check_parquet(file, source.name, reading)
 
 
 def _expanded(name: str) -> list[str]:
@@ -120,7 +152,7 @@ def _kind(path: Path) -> tuple[str, str] | None:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else ""
     known = FORMATS.get(suffixes[-1]) if suffixes else None
-    return None if known is None else (known, compression)
+    return None if known is None or (compression and known in _UNPACKED) else (known, compression)
 
 
 def printable_name(name: str) -> str:
@@ -141,8 +173,19 @@ def _status(name: str, shown: str) -> os.stat_result:
     return status
 
 
-def _file_source(name: str, shown: str) -> Source:
+def _known_source(name: str, shown: str) -> Source:
     path = Path(name)
+    kind = _kind(path)
+    assert kind is not None, "the caller has checked it"
+    return file_source(path, shown, *kind)
+
+
+def file_source(path: Path, shown: str, kind: str, compression: str = "") -> Source:
+    """A file, hashed, under the name `shown`.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -153,9 +196,7 @@ def _file_source(name: str, shown: str) -> Source:
                 byte_count += len(block)
     except OSError as error:
         raise InputError(f"{shown}: {error.strerror}") from None
-    kind = _kind(path)
-    assert kind is not None, "the caller has checked it"
-    return Source(shown, kind[0], byte_count, digest.hexdigest(), path, kind[1], changed_ns=changed_ns)
+    return Source(shown, kind, byte_count, digest.hexdigest(), path, compression, changed_ns=changed_ns)
 
 
 def _spool_stdin(stdin_format: str) -> Source:

@@ -99,7 +99,7 @@ def resolve_model(name: str) -> ModelSource:
             raise ModelError(f"model {name}: the folder has no config.json")
         return ModelSource(name, path, read_note(path))
     if path.is_file():
-        raise ModelError(f"model {name}: is a file; a model is a folder with config.json and safetensors weights")
+        raise ModelError(f"model {name}: is a file; a model is a folder with config.json and weights, or a .gguf file")
     if name == DEFAULT_MODEL:
         raise ModelError(
             f"model {name} is not imported yet. These two commands fix it:\n  {INSTALL_COMMAND}\n  {IMPORT_COMMAND}"

@@ -1,6 +1,6 @@
 """The transformers runner: a model loaded from a folder, an import or the Hub.
 
-In: a name and options. Out: a `Runner` over torch. Weights are read from safetensors only, code that comes
+In: a name and options. Out: a `SplitRunner` over torch. Weights are read from safetensors only, code that comes
 with a model is never run, and nothing is fetched for a folder. A head that is understood (head_torch.py) is offered as
 it is, so that no logits need exist; a model whose head is not understood runs whole, one window at a time.
 """
@@ -62,7 +62,7 @@ def load_transformers_model(name: str, *, revision: str | None, dtype: str, devi
 
 
 class TransformersRunner:
-    """`Runner` over a transformers causal model."""
+    """`SplitRunner` over a transformers causal model."""
 
     def __init__(self, model: Any, encoder: FastTextEncoder, info: ModelInfo) -> None:
         self.model = model
@@ -70,6 +70,7 @@ class TransformersRunner:
         self.info = info
         self.notices: list[str] = []
         self.max_batch_windows: int | None = None
+        self.shares_contexts = False
         self._head: Head | None = None
         self._prepared = False
 
@@ -87,11 +88,11 @@ class TransformersRunner:
         ids[1, -1] = (ids[1, -1] + 1) % self.info.vocab_size
         expected = self.model(input_ids=ids, use_cache=False).logits
         self._check_causal(expected)
-        body = self.model.base_model
-        if body is not self.model:
-            hidden = getattr(body(input_ids=ids, use_cache=False), "last_hidden_state", None)
-            if hidden is not None:
-                self._head = find_head(self.model, hidden, expected)
+        is_split = self.model.base_model is not self.model
+        hidden = getattr(self._body(ids), "last_hidden_state", None) if is_split else None
+        if hidden is not None:
+            self._head = find_head(self.model, hidden, expected)
+            self.shares_contexts = self._head is not None and self._continues(ids, hidden)
         if self._head is None:
             self.max_batch_windows = 1
             self.notices.append(
@@ -99,6 +100,30 @@ class TransformersRunner:
                 "full logits are computed, one window at a time (slower, more memory)"
             )
         self._prepared = True
+
+    def _body(self, ids: torch.Tensor, **options: Any) -> Any:
+        # Right padding needs no mask in a causal model; without one torch takes its faster causal attention.
+        return self.model.base_model(input_ids=ids, use_cache=False, **options)
+
+    def _continues(self, ids: torch.Tensor, expected: torch.Tensor) -> bool:
+        """Whether the body goes on from keys and values it has kept as if it had read all at once."""
+        half = _PROBE_LENGTH // 2
+        try:
+            found = self._continued(ids[:, half:], ids[0, :half])
+        except Exception:  # a model without such a cache, or with one of its own kind: read contexts with each row
+            return False
+        tolerance = 1e-4 if expected.dtype == torch.float32 else 5e-2
+        wanted = expected[:, half:].float()
+        return bool((found.float() - wanted).abs().max() <= tolerance * wanted.abs().max())
+
+    def _continued(self, ids: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
+        """Hidden states of rows behind a context that is read once."""
+        cache = self.model.base_model(input_ids=shared[None], use_cache=True).past_key_values
+        cache.batch_repeat_interleave(len(ids))
+        hidden: torch.Tensor = self.model.base_model(
+            input_ids=ids, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        return hidden
 
     def _check_causal(self, logits: torch.Tensor) -> None:
         """Two inputs that differ in their last token alone: what was predicted before it has to agree."""
@@ -111,21 +136,21 @@ class TransformersRunner:
             )
 
     @torch.inference_mode()
-    def hidden_states(self, input_ids: IntArray, attention_mask: IntArray | None = None) -> torch.Tensor:
+    def hidden_states(self, input_ids: IntArray, shared_ids: IntArray | None = None) -> torch.Tensor:
         """`(batch, length)` ids to `(batch, length, width)`, float64 for float32 models on the CPU (head_torch.py says
         why); full logits where the head is not understood.
         """
         self.prepare()
-        ids = torch.from_numpy(np.ascontiguousarray(input_ids)).to(self.info.device)
-        # Right padding needs no mask in a causal model; without one torch takes its faster causal attention.
-        mask = None if attention_mask is None else torch.from_numpy(attention_mask).to(self.info.device)
+        ids = self._tensor(input_ids)
         if self._head is None:
-            full: torch.Tensor = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            full: torch.Tensor = self.model(input_ids=ids, use_cache=False).logits
             return full
-        hidden: torch.Tensor = self.model.base_model(
-            input_ids=ids, attention_mask=mask, use_cache=False
-        ).last_hidden_state
-        return self._head.operand(hidden)
+        if shared_ids is not None:
+            return self._head.operand(self._continued(ids, self._tensor(shared_ids)))
+        return self._head.operand(self._body(ids).last_hidden_state)
+
+    def _tensor(self, ids: IntArray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(ids)).to(self.info.device)
 
     @torch.inference_mode()
     def logits(self, hidden_rows: torch.Tensor) -> FloatArray:

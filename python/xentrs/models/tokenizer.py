@@ -7,7 +7,7 @@ never added here: the prefix of a document is the caller's choice, so a BOS can 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,10 @@ class FastTextEncoder:
         self.sha256: str = self._sha256(folder)
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id
+        self.special_ids = frozenset(int(token) for token in tokenizer.all_special_ids)
         self.adds_bos: bool = self._detect_bos()
+        template = getattr(tokenizer, "chat_template", None)
+        self.chat_template_sha256 = None if template is None else hashlib.sha256(str(template).encode()).hexdigest()
 
     def _sha256(self, folder: Path) -> str:
         """Of tokenizer.json where there is one, else of what the library made of the older files."""
@@ -49,6 +52,15 @@ class FastTextEncoder:
         """Encode each text by itself; no truncation, no special tokens."""
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
         return [_encoded_text(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], asks: bool) -> str:
+        """As text, by the tokenizer's own template; only an imported tokenizer's template ever runs, in a sandbox of
+        jinja2.
+        """
+        text: str = self.tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=asks
+        )
+        return text
 
 
 def _encoded_text(text: str, encoding: Any) -> EncodedText:

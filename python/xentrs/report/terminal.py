@@ -49,7 +49,7 @@ def document_table(rows: Sequence[dict[str, Any]], stream: IO[str]) -> None:
             table.add_row(*(Text(cell) for cell in row))
         Console(file=stream).print(table)
         return
-    for line in _aligned([_COLUMNS, *cells]):
+    for line in aligned([_COLUMNS, *cells]):
         print(line, file=stream)
 
 
@@ -67,7 +67,8 @@ def _document_cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterable[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> Iterable[str]:
+    """Lines of columns: the first and the last to the left, the others to the right."""
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     last = len(widths) - 1
     for row in rows:
@@ -88,8 +89,11 @@ def protocol_text(protocol: dict[str, Any]) -> str:
     if protocol["prefix_token_id"] is not None:
         prefix = f"{prefix} (token {protocol['prefix_token_id']})"
     revision = f"@{protocol['model_revision'][:12]}" if protocol["model_revision"] else ""
+    if protocol["prefix_every"] == "window":
+        prefix = f"{prefix} in every window"
+    preset = f"protocol {protocol['protocol']}: " if protocol["protocol"] else ""
     return (
-        f"{printable(protocol['model'])}{revision}, {protocol['dtype']} on {protocol['device']}, "
+        f"{printable(protocol['model'])}{revision}, {protocol['dtype']} on {protocol['device']}, {preset}"
         f"prefix {prefix}, window {protocol['window']}, stride {protocol['stride']}, kernel {protocol['isa']}"
     )
 

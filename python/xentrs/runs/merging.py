@@ -1,0 +1,87 @@
+"""Several RUNs as one: shards, or corpora scored alike.
+
+In: finished RUNs. Out: their common totals; RUNs that differ in protocol or hold the same documents are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+from xentrs.corpus.aggregates import Totals
+from xentrs.corpus.journal import flatten
+from xentrs.runs.open_run import OpenRun
+from xentrs.errors import ManifestMismatch
+
+_SHOWN = 5
+
+
+def merged_totals(runs: Sequence[OpenRun]) -> Totals:
+    """Totals over all documents of `runs`: of the shards of a corpus, the bits of the whole.
+
+    Raises:
+        ManifestMismatch: a RUN is unfinished, protocols differ, or documents would count twice.
+    """
+    check_mergeable(runs)
+    totals = Totals()
+    offsets = _group_offsets(runs)
+    for run in runs:
+        totals.merge(run.totals(offsets[_corpus_key(run)]))
+    return totals
+
+
+def check_mergeable(runs: Sequence[OpenRun]) -> None:
+    """See `merged_totals`."""
+    for run in runs:
+        run.require_finished()
+    for other in runs[1:]:
+        if (text := difference(runs[0].protocol, other.protocol, str(runs[0].path), str(other.path))) is not None:
+            raise ManifestMismatch(f"{runs[0].path} and {other.path} have different protocols: {text}")
+    for one, other in combinations([run for run in runs if run.inputs], 2):
+        if _corpus_key(one) == _corpus_key(other) and _overlap(one.header["reading"], other.header["reading"]):
+            raise ManifestMismatch(f"{one.path} and {other.path} hold the same documents: they would count twice")
+
+
+def difference(one: Any, other: Any, one_name: str, other_name: str) -> str | None:
+    """Which entries of two blocks differ; None: none."""
+    old, new = flatten(one), flatten(other)
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if not names:
+        return None
+    shown = [f"{name}: {old.get(name)} in {one_name}, {new.get(name)} in {other_name}" for name in names[:_SHOWN]]
+    return "; ".join(shown) + (f" (and {len(names) - _SHOWN} more)" if len(names) > _SHOWN else "")
+
+
+def _corpus_key(run: OpenRun) -> str:
+    return json.dumps(run.inputs, sort_keys=True)
+
+
+def _group_offsets(runs: Sequence[OpenRun]) -> dict[str, int]:
+    """What is added to the document numbers of each corpus before they go into groups, so that documents of different
+    corpora do not meet in one group needlessly. By the order of the corpora's names and hashes, not of the RUNs.
+    """
+    records: dict[str, int] = {}
+    for run in runs:
+        key = _corpus_key(run)
+        count: int = run.parts[-1]["end"]["record"] if run.parts else 0
+        records[key] = max(records.get(key, 0), count)
+    offsets, total = {}, 0
+    for key in sorted(records):
+        offsets[key] = total
+        total += records[key]
+    return offsets
+
+
+def _overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two ways to read the same inputs share a record: shards are residues, `skip` and `limit` a range."""
+
+    def behind(reading: dict[str, Any]) -> float:
+        return math.inf if reading["limit"] is None else reading["skip"] + reading["limit"]
+
+    if max(one["skip"], other["skip"]) >= min(behind(one), behind(other)):
+        return False
+    apart = one["shard"] + one["skip"] - other["shard"] - other["skip"]
+    return bool(apart % math.gcd(one["shard_count"], other["shard_count"]) == 0)
