@@ -63,6 +63,8 @@ def _rescored(path: Path, count: int, seed: int, model: str | None) -> Compariso
     from xentrs.runs.rescore import choose_documents, compare
 
     run = OpenRun(path)
+    if run.protocol["model_sha256"] is None:
+        raise CommandError(f"{path}: was made from stored tensors, there is no model to score it again with", USAGE)
     run.require_columns(["nll"])
     chosen = choose_documents(run, count, seed)
     if not chosen:

@@ -67,14 +67,15 @@ def _place(
 ) -> tuple[list[_Placed], list[list[_Placed]]]:
     """Windows that stand alone, and those of documents with the same context."""
     alone: list[_Placed] = []
-    by_context: dict[bytes, list[_Placed]] = {}
+    by_context: dict[tuple[bytes, bool], list[_Placed]] = {}
     row_base = 0
     for document in documents:
         windows = document_windows(document, settings)
         placed = [_Placed(document, row_base, window) for window in windows]
         context = document.shared_context
         if shares and context is not None and len(windows) == 1 and windows[0].start == 0:
-            by_context.setdefault(context, []).extend(placed)
+            # A document that is just too long for the prefix has a window from its first token on, too.
+            by_context.setdefault((context, windows[0].prefixed), []).extend(placed)
         else:
             alone.extend(placed)
         row_base += len(document.wanted)

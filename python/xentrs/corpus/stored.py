@@ -8,6 +8,7 @@ count as context. There is no text, so nothing has bytes. Of logits and hidden s
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -157,7 +158,7 @@ def _check_floats(tensor: Tensor) -> None:
 
 
 def _check_targets(targets: Tensor, vocab_size: int) -> None:
-    size = int(np.prod(targets.shape, dtype=object))
+    size = math.prod(targets.shape)
     with targets.open() as file:
         for first in range(0, size, _TARGET_BLOCK):
             values = targets.flat(file, first, min(_TARGET_BLOCK, size - first))

@@ -85,6 +85,8 @@ def _shortened(text: str) -> str:
 
 def protocol_text(protocol: dict[str, Any]) -> str:
     """The protocol in one line: what the figures depend on."""
+    if protocol["window"] is None:
+        return f"{printable(protocol['model'])}, {protocol['dtype']}, kernel {protocol['isa']}"
     prefix = protocol["prefix"]
     if protocol["prefix_token_id"] is not None:
         prefix = f"{prefix} (token {protocol['prefix_token_id']})"
