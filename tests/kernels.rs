@@ -1,5 +1,5 @@
-//! Every kernel on every instruction set, each dtype, vocabularies on both sides of lane, block and leaf edges, held to the
-//! plain reference. A new kernel is one more line of `kernels!`.
+//! Every kernel on every instruction set, each dtype, vocabularies on both sides of lane, block and leaf edges, held to
+//! the plain reference. A new kernel is one more line of `kernels!`.
 
 mod support;
 
@@ -85,9 +85,10 @@ fn check_kl<E: Stored>(isa: Isa, vocab: usize, scale: f64, random: &mut Random) 
     }
 }
 
-/// Allowed errors of lse, mean, variance and entropy at b, from the relative error u (23 + 3 b d) of a weight e^(-b d), d the
-/// distance from the largest z: d, b and their product are rounded, exp adds 2 u, and each of up to three squarings doubles
-/// what is there and adds u. Moments move with the weights' errors, and u for each d, product and addition.
+/// Allowed errors of lse, mean, variance and entropy at b, from the relative error u (23 + 3 b d) of a weight e^(-b d),
+/// d the distance from the largest z: d, b and their product are rounded, exp adds 2 u, and each of up to three
+/// squarings doubles what is there and adds u. Moments move with the weights' errors, and u for each d, product and
+/// addition.
 fn tempered_bounds(z: &[f64], b: f64, unit: f64) -> [f64; 4] {
     let max = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let largest = z.iter().fold(1.0f64, |largest, value| largest.max(value.abs()));
@@ -112,7 +113,8 @@ fn tempered_bounds(z: &[f64], b: f64, unit: f64) -> [f64; 4] {
     ]
 }
 
-/// Moments, Renyi entropies and a grid beside row statistics: near the reference, and with the bits of their own functions.
+/// Moments, Renyi entropies and a grid beside row statistics: near the reference, and with the bits of their own
+/// functions.
 fn check_tempered<E: Stored>(isa: Isa, vocab: usize, scale: f64, random: &mut Random) {
     const ORDERS: [f64; 5] = [0.5, 2.0, 1.0, f64::INFINITY, 0.0];
     const GRID: [f64; 5] = [0.0, 0.5, 1.0, 2.0, 3.3];

@@ -99,8 +99,8 @@ fn weigh<S: Simd, E: Element>(
     (weight.select_equal(zero, zero, d), weight)
 }
 
-/// The sums at `LEVELS` inverse temperatures, each twice the one before, into `partial.next`. Without `MOMENTS` only `rest`, with
-/// the same bits; the others are NaN.
+/// The sums at `LEVELS` inverse temperatures, each twice the one before, into `partial.next`. Without `MOMENTS` only
+/// `rest`, with the same bits; the others are NaN.
 #[inline(always)]
 fn sum_chain<S: Simd, E: Element, const LEVELS: usize, const MOMENTS: bool>(
     simd: S,

@@ -4,8 +4,8 @@ use super::{RowIn, RowWork};
 use crate::simd::Element;
 use std::ops::Range;
 
-/// Leaves that the first work reads before the second does: 128 KiB of float32, which the second-level cache holds. Some works
-/// look again at a leaf of each range that they are given, so that single leaves would cost more.
+/// Leaves that the first work reads before the second does: 128 KiB of float32, which the second-level cache holds.
+/// Some works look again at a leaf of each range that they are given, so that single leaves would cost more.
 const TURN: usize = 8;
 
 /// Two works that read the same rows and know the same targets.

@@ -50,8 +50,8 @@ pub(crate) fn chains(inverse_temperatures: &[f64]) -> Vec<Chain> {
     chains
 }
 
-/// Chains for the lists of several quantities. Each list keeps the bits that it has alone, as its chains do not depend on the
-/// other lists; chains that begin with the same value are summed once.
+/// Chains for the lists of several quantities. Each list keeps the bits that it has alone, as its chains do not depend
+/// on the other lists; chains that begin with the same value are summed once.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct ChainSet {
     pub(crate) chains: Vec<Chain>,
@@ -65,8 +65,8 @@ impl ChainSet {
         self.add_needed(inverse_temperatures, |_| Need::Moments)
     }
 
-    /// The same for a list whose values are not all wanted for the same. One that is not wanted is summed only where the
-    /// chain of another goes through it.
+    /// The same for a list whose values are not all wanted for the same. One that is not wanted is summed only where
+    /// the chain of another goes through it.
     pub(crate) fn add_needed(&mut self, inverse_temperatures: &[f64], need: impl Fn(usize) -> Need) -> Vec<usize> {
         let mut found = vec![usize::MAX; inverse_temperatures.len()];
         for Chain { base, places: mut members, .. } in chains(inverse_temperatures) {
@@ -171,8 +171,8 @@ impl TemperedPartial {
         self.leaves.iter().fold(f64::NEG_INFINITY, |max, leaf| larger(max, leaf.max))
     }
 
-    /// The row at inverse temperature number `place`, which is `inverse_temperature`. Where only the mass was needed, mean,
-    /// variance and entropy may be NaN.
+    /// The row at inverse temperature number `place`, which is `inverse_temperature`. Where only the mass was needed,
+    /// mean, variance and entropy may be NaN.
     pub(crate) fn finish(&self, place: usize, inverse_temperature: f64) -> Tempered {
         let (max, flags) = (self.max(), self.flags());
         if flags != Flags::default() {
@@ -198,8 +198,8 @@ impl TemperedPartial {
         self.leaves_at(place).map(LeafSums::mass).sum()
     }
 
-    /// Sum over all columns of class weight times (largest logit less logit), at least 0. `weight_sums` has the weights'
-    /// sum for each leaf.
+    /// Sum over all columns of class weight times (largest logit less logit), at least 0. `weight_sums` has the
+    /// weights' sum for each leaf.
     pub(crate) fn weighted_distance(&self, weight_sums: &[f64]) -> f64 {
         let max = self.max();
         let leaves = self.leaves_at(0).zip(&self.weighted).zip(weight_sums);

@@ -1,4 +1,5 @@
-//! Row statistics with what is made of sums at other temperatures, from one read of the logits, or one product of a head.
+//! Row statistics with what is made of sums at other temperatures, from one read of the logits, or one product of a
+//! head.
 
 use super::measures::{Grid, Moments, Renyi};
 use super::{TemperatureColumns, Tempered, flags_of};
@@ -19,8 +20,8 @@ pub struct TemperedOptions<'o> {
     pub moments: bool,
     /// Orders of Renyi entropies, see [`renyi_entropy`](crate::renyi_entropy).
     pub renyi_orders: &'o [f64],
-    /// Inverse temperatures b of a grid of softmax(b z), see [`temperature_grid`](crate::temperature_grid); z has been divided
-    /// by the temperature of [`Options`].
+    /// Inverse temperatures b of a grid of softmax(b z), see [`temperature_grid`](crate::temperature_grid); z has been
+    /// divided by the temperature of [`Options`].
     pub inverse_temperatures: &'o [f64],
 }
 
@@ -37,8 +38,8 @@ pub struct TemperedColumns {
     pub temperature_grid: TemperatureColumns,
 }
 
-/// The statistics of [`row_stats`](crate::row_stats), with the same bits, and beside them moments of log-probabilities, Renyi
-/// entropies and a grid of temperatures, with the bits that their own functions give. The logits are read once.
+/// The statistics of [`row_stats`](crate::row_stats), with the same bits, and beside them moments of log-probabilities,
+/// Renyi entropies and a grid of temperatures, with the bits that their own functions give. The logits are read once.
 ///
 /// ```
 /// use xentrs::{LogitsView, Options, TemperedOptions, tempered_row_stats};
@@ -51,8 +52,8 @@ pub struct TemperedColumns {
 /// ```
 ///
 /// # Errors
-/// As [`row_stats`](crate::row_stats); [`Error::EmptyVocabulary`] with moments or orders; [`Error::Parameter`] for an order or
-/// an inverse temperature that is out of range.
+/// As [`row_stats`](crate::row_stats); [`Error::EmptyVocabulary`] with moments or orders; [`Error::Parameter`] for an
+/// order or an inverse temperature that is out of range.
 pub fn tempered_row_stats<E: Element>(
     logits: &LogitsView<'_, E>,
     targets: Option<&Targets>,

@@ -1,5 +1,5 @@
-//! What is made of a row's sums: a grid, Renyi entropies, moments. Each names its inverse temperatures to a [`ChainSet`], so
-//! that several of them share one read, and finds its sums there again.
+//! What is made of a row's sums: a grid, Renyi entropies, moments. Each names its inverse temperatures to a
+//! [`ChainSet`], so that several of them share one read, and finds its sums there again.
 
 use crate::error::Error;
 use crate::state::tempered::{ChainSet, Need, TemperedPartial};
@@ -47,8 +47,8 @@ pub(super) struct Renyi {
     exponents: Vec<f64>,
     /// That of order 1, then those of the orders.
     places: Vec<usize>,
-    /// Where an order is so near to 1, the rounding errors of the difference and the square left out of the other formula
-    /// are alike.
+    /// Where an order is so near to 1, the rounding errors of the difference and the square left out of the other
+    /// formula are alike.
     near_one: f64,
 }
 

@@ -37,9 +37,9 @@ pub struct TemperatureColumns {
     pub flags: Vec<u8>,
 }
 
-/// Statistics at several inverse temperatures. A value, its double and so on share one exponential, whose relative error
-/// doubles each time; after three doublings a new one is taken. At 0 every column that is not minus infinity has the same
-/// weight, so mean and variance are those of z over the vocabulary.
+/// Statistics at several inverse temperatures. A value, its double and so on share one exponential, whose relative
+/// error doubles each time; after three doublings a new one is taken. At 0 every column that is not minus infinity has
+/// the same weight, so mean and variance are those of z over the vocabulary.
 ///
 /// ```
 /// use xentrs::{LogitsView, Options, temperature_grid};
