@@ -1,0 +1,36 @@
+"""Was this text in the training data, was it written by a machine, and how sure is that?
+
+tokens (statistics of the scored tokens of documents) -> registry (the one table of scores) -> scoring (a value for each
+document, larger for member or machine); likelihood, reference, selection, calibrated, tempered, machine, entropy_test
+hold the formulas, segments the arithmetic over documents end to end. evaluation tells how well scores do; decisions,
+baseline, dataset_tests, benchmark_order and compression are imported by their own names.
+"""
+
+from __future__ import annotations
+
+from xentrs.detect.definition import Parameter, Score
+from xentrs.detect.evaluation import evaluate, paired_test
+from xentrs.detect.frequency import TokenFrequencies
+from xentrs.detect.registry import GROUPS, SCORES, choices, needs_of
+from xentrs.detect.scoring import DocumentScores, score_document, score_documents
+from xentrs.detect.tempered import ACMIA_INVERSE_TEMPERATURES
+from xentrs.detect.tokens import DocumentTokens, Tempered, zlib_byte_counts
+
+__all__ = [
+    "ACMIA_INVERSE_TEMPERATURES",
+    "GROUPS",
+    "SCORES",
+    "DocumentScores",
+    "DocumentTokens",
+    "Parameter",
+    "Score",
+    "Tempered",
+    "TokenFrequencies",
+    "choices",
+    "evaluate",
+    "needs_of",
+    "paired_test",
+    "score_document",
+    "score_documents",
+    "zlib_byte_counts",
+]

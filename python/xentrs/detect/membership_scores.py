@@ -1,0 +1,213 @@
+"""The table of membership scores. `registry` tells how to read it.
+
+In: nothing. Out: `MEMBERSHIP_SCORES`.
+"""
+
+from __future__ import annotations
+
+from xentrs.detect import calibrated, likelihood, reference, selection, tempered
+from xentrs.detect.definition import Parameter, Score
+
+_K = Parameter("k", 0.2, "share of the tokens", high=1)
+_K_RULE = "Papers leave the rounding of k N open; code floors, and some gives NaN for short documents."
+_GRID = "One column for each inverse temperature in the tokens table; the paper picks the best on labelled data."
+
+MEMBERSHIP_SCORES = (
+    Score(
+        name="loss",
+        task="membership",
+        published="lower",
+        formula="mean nll",
+        source="Yeom et al. 2018, arXiv 1709.01604",
+        needs=("nll",),
+        compute=likelihood.mean_nll,
+    ),
+    Score(
+        name="perplexity",
+        task="membership",
+        published="lower",
+        formula="exp(mean nll)",
+        source="Carlini et al. 2021, arXiv 2012.07805",
+        needs=("nll",),
+        compute=likelihood.perplexity,
+        note="The order of `loss`; its logarithm is `loss`.",
+    ),
+    Score(
+        name="zlib",
+        task="membership",
+        published="lower",
+        formula="mean nll / bytes of zlib(text)",
+        source="Carlini et al. 2021, arXiv 2012.07805",
+        needs=("nll", "zlib_byte_count"),
+        compute=likelihood.nll_per_zlib_byte,
+        note="Bytes as Python's zlib at its default level. One benchmark divides by bytes per character instead.",
+    ),
+    Score(
+        name="lowercase",
+        task="membership",
+        published="higher",
+        formula="mean nll(lower case) / mean nll",
+        source="Carlini et al. 2021, arXiv 2012.07805",
+        needs=("nll", "lowercase"),
+        compute=reference.lowercase_ratio,
+        note="The lower-cased text has tokens of its own. 0 / 0 is 1.",
+    ),
+    Score(
+        name="ref-difference",
+        task="membership",
+        published="higher",
+        formula="mean nll(reference) - mean nll",
+        source="Watson et al. 2021, arXiv 2111.08440",
+        needs=("nll", "reference"),
+        compute=reference.reference_difference,
+        note="The reference model may have a tokenizer of its own.",
+    ),
+    Score(
+        name="ref-ratio",
+        task="membership",
+        published="lower",
+        formula="mean nll / mean nll(reference)",
+        source="Carlini et al. 2021, arXiv 2012.07805",
+        needs=("nll", "reference"),
+        compute=reference.reference_ratio,
+        note="0 / 0 is 1.",
+    ),
+    Score(
+        name="min-k",
+        task="membership",
+        published="higher",
+        formula="mean of low_k(l)",
+        source="Shi et al. 2023, arXiv 2310.16789 (Min-K% Prob)",
+        needs=("nll",),
+        compute=selection.min_k,
+        parameters=(_K,),
+        note=_K_RULE,
+    ),
+    Score(
+        name="min-k++",
+        task="membership",
+        published="higher",
+        formula="mean of low_k((l + H) / sqrt(v))",
+        source="Zhang et al. 2024, arXiv 2404.02936",
+        needs=("nll", "entropy", "varentropy"),
+        compute=selection.min_k_plus_plus,
+        parameters=(_K,),
+        note="No epsilon: v is a sum of squares and never below 0. 0 / 0 is 0. " + _K_RULE,
+    ),
+    Score(
+        name="minkpp-unweighted",
+        task="membership",
+        published="higher",
+        formula="mean of low_k((l - mean over ids) / deviation over ids)",
+        source="a benchmark's code (SoK, mia_llms_benchmark)",
+        needs=("nll", "log_prob_mean", "log_prob_variance"),
+        compute=selection.min_k_plus_plus_unweighted,
+        parameters=(_K,),
+        mode_of="min-k++",
+        note=(
+            "Every id has the same weight. That code divides by V - 1 in the variance, here it is V: a "
+            "factor of sqrt(1 - 1/V). With a logit of -inf the mean is -inf and the score not defined. 0 / 0"
+            " is 0."
+        ),
+    ),
+    Score(
+        name="dc-pdd",
+        task="membership",
+        published="higher",
+        formula="mean over first of min(exp(l) ln(1/f), clip)",
+        source="Zhang et al. 2024, arXiv 2409.14781",
+        needs=("nll", "token_id", "frequencies"),
+        compute=calibrated.dc_pdd,
+        parameters=(Parameter("clip", 0.01, "largest value of a token, nats"),),
+        note=(
+            "f = (count + 1) / (total + V), counts of occurrences. First occurrences are those among scored "
+            "tokens. Published code counts documents, or does not smooth, or turns the sign of ln(1/f)."
+        ),
+    ),
+    Score(
+        name="surp",
+        task="membership",
+        published="higher",
+        formula="mean of l over low_k(l) where H < max_entropy",
+        source="Zhang and Wu 2024, arXiv 2407.21248",
+        needs=("nll", "entropy"),
+        compute=selection.surprising_tokens,
+        parameters=(Parameter("k", 0.4, "share of the tokens", high=1), Parameter("max_entropy", 2, "nats")),
+        note="Without such a token, the one of low_k(l) with the lowest H stands alone. A benchmark sets -100.",
+    ),
+    Score(
+        name="gap-k",
+        task="membership",
+        published="higher",
+        formula="mean of low_k(averages of `window` neighbours of (l - max l) / sqrt(v))",
+        source="Kwak and Kim 2026, arXiv 2601.19936 (Gap-K%)",
+        needs=("nll", "rank", "top1_log_prob", "varentropy"),
+        compute=selection.gap_k,
+        parameters=(_K, Parameter("window", 3, "tokens averaged", low=1, has_low=True, is_integer=True)),
+        note="A document shorter than the window is not averaged. The code clamps v at 1e-8; here 0 / 0 is 0.",
+    ),
+    Score(
+        name="renyi",
+        task="membership",
+        published="lower",
+        formula="mean of high_k(Renyi entropy), orders 0.5, 1, 2, inf",
+        source="Li et al. 2024, arXiv 2411.02902 (MaxRenyi-K%)",
+        needs=("entropy", "renyi_entropy_0.5", "renyi_entropy_2", "top1_log_prob"),
+        compute=selection.max_renyi,
+        parameters=(Parameter("k", 0.1, "share of the tokens", high=1),),
+        note=("The paper reports several k; no default. The code clamps probabilities, which adds up to V * 1e-5."),
+    ),
+    Score(
+        name="acmia",
+        task="membership",
+        published="higher",
+        formula="mean over first of l - l_b (b < 1), l_b - l (b > 1)",
+        source="Zade et al. 2025, arXiv 2505.03392 (AC)",
+        needs=("nll", "token_id", "tempered"),
+        compute=tempered.automatic_calibration,
+        note=_GRID + " Not at b = 1, where it is 0.",
+    ),
+    Score(
+        name="acmia-deriv",
+        task="membership",
+        published="higher",
+        formula="mean over first of l_b - l_c, c the next smaller inverse temperature",
+        source="Zade et al. 2025, arXiv 2505.03392 (DerivAC)",
+        needs=("nll", "token_id", "tempered"),
+        compute=tempered.derivative,
+        mode_of="acmia",
+        note="One column for each pair of neighbours in the grid.",
+    ),
+    Score(
+        name="acmia-norm",
+        task="membership",
+        published="higher",
+        formula="mean over first of (l_b - E l_b) / sd l_b, under softmax(b z)",
+        source="Zade et al. 2025, arXiv 2505.03392 (NormAC)",
+        needs=("nll", "entropy", "token_id", "mean_beta_1", "tempered"),
+        compute=tempered.normalised,
+        mode_of="acmia",
+        note=_GRID + " The code adds 1e-10 to the deviation; here 0 / 0 is 0. Not at b = 0. Needs b = 1 in the grid.",
+    ),
+    Score(
+        name="recall",
+        task="membership",
+        published="higher",
+        formula="mean nll(x after P) / mean nll(x), P shots that are no members",
+        source="Xie et al. 2024, arXiv 2406.15968 (ReCaLL)",
+        needs=("nll", "nonmember_shots"),
+        compute=reference.recall,
+        note=("Means over the tokens that both passes score; code takes one more token after the prefix. 0 / 0 is 1."),
+    ),
+    Score(
+        name="con-recall",
+        task="membership",
+        published="higher",
+        formula="(mean nll(x after P) - gamma mean nll(x after M)) / mean nll(x), M members",
+        source="Wang et al. 2024, arXiv 2409.03363 (Con-ReCaLL)",
+        needs=("nll", "nonmember_shots", "member_shots"),
+        compute=reference.con_recall,
+        parameters=(Parameter("gamma", 0.5, "weight of the members' prefix", has_low=True),),
+        note="The paper searches gamma on labelled data. 0 / 0 is 1 - gamma.",
+    ),
+)
