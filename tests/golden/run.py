@@ -101,7 +101,8 @@ def golden_run() -> dict[str, Any]:
     parts: list[Any] = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "golden.jsonl"
-        path.write_text("".join(json.dumps({"id": f"d{place}", "text": text}) + "\n" for place, text in enumerate(TEXTS)))
+        records = [{"id": f"d{place}", "text": text} for place, text in enumerate(TEXTS)]
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
         sources, _ = open_sources([str(path)])
         result = score_corpus(runner, sources, settings, None, Silent(), lambda _, found: parts.append(found))
     for part in parts:

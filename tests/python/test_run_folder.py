@@ -16,8 +16,8 @@ import pytest
 from conftest import TRAINING_LINES
 from test_score import Silent
 from xentrs.corpus import open_sources, resolve_settings, run, score_corpus
-from xentrs.corpus.run import CorpusResult
 from xentrs.corpus.reading import Reading
+from xentrs.corpus.run import CorpusResult
 from xentrs.corpus.settings import Settings
 from xentrs.corpus.windows import Windowing
 from xentrs.errors import ManifestMismatch

@@ -13,8 +13,8 @@ from typing import Any
 
 from xentrs.corpus.aggregates import Totals
 from xentrs.corpus.journal import flatten
-from xentrs.runs.open_run import OpenRun
 from xentrs.errors import ManifestMismatch
+from xentrs.runs.open_run import OpenRun
 
 _SHOWN = 5
 

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 import xentrs
 from xentrs.corpus.aggregates import Totals
-from xentrs.corpus.journal import FORMAT_VERSION, MANIFEST, SUMMARY, read_manifest, part_names
+from xentrs.corpus.journal import FORMAT_VERSION, MANIFEST, SUMMARY, part_names, read_manifest
+from xentrs.errors import ManifestMismatch
 from xentrs.runs.columns import missing_column
 from xentrs.runs.texts import texts_of
-from xentrs.errors import ManifestMismatch
 
 
 class OpenRun:

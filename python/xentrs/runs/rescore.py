@@ -19,13 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from xentrs.corpus.documents import Cursor, Document
-from xentrs.runs.open_run import OpenRun
 from xentrs.corpus.parts import PartReader
-from xentrs.runs.texts import reading_of, records_of
 from xentrs.corpus.score import score_part
 from xentrs.corpus.settings import Prefix, Settings
 from xentrs.corpus.windows import Windowing
 from xentrs.models import SplitRunner
+from xentrs.runs.open_run import OpenRun
+from xentrs.runs.texts import reading_of, records_of
 
 TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
 """By the type of the body: 16-bit ones round hidden states to 11 and 8 bits at every step."""

@@ -18,13 +18,13 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 import xentrs
-from xentrs.corpus.journal import LOCK, MANIFEST, QUARANTINE, SUMMARY, read_manifest, part_names
+from xentrs.corpus.journal import LOCK, MANIFEST, QUARANTINE, SUMMARY, part_names, read_manifest
 from xentrs.corpus.json_text import dump_line, dump_page
-from xentrs.runs.merging import difference
-from xentrs.runs.open_run import OpenRun
 from xentrs.corpus.tables import SCHEMA_VERSION
 from xentrs.durable import TEMPORARY_MARK
 from xentrs.errors import ManifestMismatch
+from xentrs.runs.merging import difference
+from xentrs.runs.open_run import OpenRun
 
 try:
     import fcntl
