@@ -60,7 +60,7 @@ class Scorer:
         >>> with xentrs.Scorer(Uniform()) as scorer:
         ...     result = scorer.score(["three", "texts", "here"])
         >>> result
-        ScoreResult(documents=3, scored_count=11, perplexity=256.0000, bits_per_byte=6.2857)
+        ScoreResult(documents=3, scored_count=11, perplexity=256, bits_per_byte=6.28571)
         >>> [round(document.mean_nll, 3) for document in result]
         [5.545, 5.545, 5.545]
     """

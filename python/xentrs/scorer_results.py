@@ -208,7 +208,8 @@ class ScoreResult(Sequence[DocumentScore]):
 
     def __repr__(self) -> str:
         """Says the totals."""
-        figures = f"perplexity={number(self.perplexity)}, bits_per_byte={number(self.bits_per_byte)}"
+        rates = {"perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte}
+        figures = ", ".join(f"{name}={'None' if rate is None else f'{rate:.6g}'}" for name, rate in rates.items())
         skipped = f", quarantined={len(self.quarantine)}" if self.quarantine else ""
         return f"ScoreResult(documents={len(self)}, scored_count={self.scored_count}, {figures}{skipped})"
 

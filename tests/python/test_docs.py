@@ -18,7 +18,9 @@ def test_readme_examples() -> None:
     assert failed == 0
 
 
-@pytest.mark.parametrize("name", ["functional", "divergences", "tempered", "metrics", "heads", "linear"])
+@pytest.mark.parametrize(
+    "name", ["functional", "divergences", "tempered", "metrics", "heads", "linear", "scorer", "models.runner"]
+)
 def test_docstring_examples(name: str) -> None:
     """Each public function and class shows one example."""
     failed, tried = doctest.testmod(importlib.import_module(f"xentrs.{name}"))
@@ -30,4 +32,12 @@ def test_guide_to_heads() -> None:
     """The examples of the guide run too."""
     failed, tried = doctest.testfile(str(README.parent / "docs" / "linear.md"), module_relative=False)
     assert tried >= 5
+    assert failed == 0
+
+
+@pytest.mark.slow  # loads the default model
+def test_guide_to_python() -> None:
+    """Its figures are those of the default model."""
+    failed, tried = doctest.testfile(str(README.parent / "docs" / "python.md"), module_relative=False)
+    assert tried >= 20
     assert failed == 0

@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 RUNNER_GROUP = "xentrs.runners"
+_HF_MODULE = "xentrs.models.hf"
 _threads: int | None = None
 
 
@@ -56,9 +57,10 @@ def load_model(
 
         return as_split_runner(load_gguf_runner(name_or_path, num_threads=_threads, **options))
     if runner is None or runner == "transformers":
+        is_first = _HF_MODULE not in sys.modules
         from xentrs.models.hf import load_transformers_model, set_torch_threads
 
-        if _threads is not None:
+        if is_first and _threads is not None:
             set_torch_threads(_threads)
         return load_transformers_model(name_or_path, **options)
     points = {point.name: point for point in importlib.metadata.entry_points(group=RUNNER_GROUP)}
@@ -88,12 +90,12 @@ def as_split_runner(runner: Any) -> SplitRunner:
 
 
 def set_threads(count: int) -> None:
-    """How many threads the bodies of models use, in this process: those that are loaded later, and torch at once where
-    a model runs on it already.
+    """How many threads the bodies of models use, in this process. Torch is told at once where it is loaded for a model,
+    else when it is; files of llama.cpp when they are opened.
     """
     global _threads
     _threads = count
-    if "xentrs.models.hf" in sys.modules:
+    if _HF_MODULE in sys.modules:
         from xentrs.models.hf import set_torch_threads
 
         set_torch_threads(count)

@@ -115,7 +115,7 @@ class Runner(Protocol):
         ...
         ...     def logits(self, input_ids):
         ...         return np.zeros((*input_ids.shape, 256), dtype=np.float32)
-        >>> xentrs.Scorer(Uniform()).score(["to be scored"]).perplexity
+        >>> round(xentrs.Scorer(Uniform()).score(["to be scored"]).perplexity, 9)
         256.0
     """
 
