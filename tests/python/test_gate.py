@@ -15,8 +15,8 @@ import pytest
 from conftest import CommandResult
 from finished_runs import PROTOCOL, write_run
 from test_aggregates import make, totals_of
-from xentrs.runs.criteria import Limits, Verdict, judge
 from xentrs.report.pipelines import junit_xml, verdict_markdown
+from xentrs.runs.criteria import Limits, Verdict, judge
 
 Command = Callable[..., CommandResult]
 VALUES = [[1.0, 2.0], [3.0], []]  # mean 2.0, 3 tokens of 6 scored, 12 bytes

@@ -14,11 +14,11 @@ from conftest import CommandResult
 from finished_runs import RECORDS, score_into, write_corpus
 from xentrs.cli.exit_codes import run_mapped
 from xentrs.corpus.json_text import without_nonfinite
-from xentrs.runs.merging import merged_totals
-from xentrs.runs.open_run import OpenRun
 from xentrs.corpus.reading import Reading
 from xentrs.corpus.settings import Columns
 from xentrs.errors import InputChangedError, ManifestMismatch, MissingColumn
+from xentrs.runs.merging import merged_totals
+from xentrs.runs.open_run import OpenRun
 
 Command = Callable[..., CommandResult]
 IDS = [record["id"] for record in RECORDS if "id" in record]

@@ -14,10 +14,10 @@ from conftest import TRAINING_LINES, CommandResult, write_model
 from finished_runs import score_into, write_corpus
 from test_verify import run as run  # fixtures
 from test_verify import whole as whole
-from xentrs.runs import rescore
-from xentrs.runs.open_run import OpenRun
 from xentrs.corpus.reading import Reading
 from xentrs.corpus.settings import Columns
+from xentrs.runs import rescore
+from xentrs.runs.open_run import OpenRun
 
 Command = Callable[..., CommandResult]
 

@@ -12,8 +12,8 @@ from finished_runs import score_into, write_corpus, write_run
 from test_aggregates import make
 from test_open_run import corpus as corpus  # fixtures
 from test_open_run import whole as whole
-from xentrs.runs.open_run import OpenRun
 from xentrs.corpus.reading import Reading
+from xentrs.runs.open_run import OpenRun
 
 Command = Callable[..., CommandResult]
 

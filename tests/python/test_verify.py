@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from conftest import CommandResult
 from finished_runs import score_into, write_corpus
-from xentrs.runs.open_run import OpenRun
 from xentrs.corpus.settings import Columns
+from xentrs.runs.open_run import OpenRun
 from xentrs.runs.verification import verify_run
 
 Command = Callable[..., CommandResult]
