@@ -100,16 +100,22 @@ fn tempered_bounds(z: &[f64], b: f64, unit: f64) -> [f64; 4] {
     };
     let weight_error = |gap: f64| 23.0 + 3.0 * b * gap;
     let mean_gap = mean(&|gap, _| gap);
+    let variance = mean(&|gap, _| (gap - mean_gap) * (gap - mean_gap));
+    // The reference rounds z, b z and the mean to float64; what that is in each z moves the moments by so much.
+    let (of_z, spread) = (4.0 * f64::EPSILON * largest, variance.sqrt());
     // Below the range of exp a weight is 0: at most 1e-30 of the widest gap is lost.
     let lost = 1e-30 * (max + largest);
     let wide = 8.0 * f64::EPSILON * (b.max(1.0) * largest + 1.0);
     [
         unit * (mean(&|gap, _| weight_error(gap)) + (z.len() as f64 + 1.0).log2()) + wide,
-        unit * mean(&|gap, _| weight_error(gap) * (gap - mean_gap).abs() + 3.0 * gap) + wide + lost,
-        unit * mean(&|gap, _| (7.0 + weight_error(gap)) * gap * gap) + lost * (max + largest) + wide * f64::EPSILON,
+        unit * mean(&|gap, _| weight_error(gap) * (gap - mean_gap).abs() + 3.0 * gap) + wide + lost + of_z * b * spread,
+        unit * mean(&|gap, _| (7.0 + weight_error(gap)) * gap * gap)
+            + lost * (max + largest)
+            + of_z * (2.0 * b * variance + 2.0 * spread + of_z),
         unit * (mean(&|gap, log_p| weight_error(gap) * (log_p + entropy).abs() + 3.0 * b * gap) + entropy + 1.0)
             + lost
-            + wide,
+            + wide
+            + of_z * b * b * spread,
     ]
 }
 
