@@ -1,5 +1,5 @@
 //! The third promise: no result depends on threads, on the batch of rows, on how the vocabulary is cut, or on the
-//! instruction set.
+//! instruction set. Longer than other files: each way to cut a call has its own function here.
 
 mod support;
 

@@ -3,6 +3,7 @@
 Storage float32, float16 and bfloat16 compute in float32 lanes with float64 totals, float64 in float64; results are
 float64 and have the same bits for any number of threads, any batch of rows and any instruction set. Functions with a
 backward, `logsumexp`, `entropy` and `cross_entropy`, round theirs to float32 for torch tensors that are not float64.
+Longer than other files: most of it says what the arguments are.
 """
 
 from __future__ import annotations
