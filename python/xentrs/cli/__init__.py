@@ -12,7 +12,9 @@ import rich_click as click
 
 import xentrs
 from xentrs.cli.audit import audit_command
+from xentrs.cli.detect import detect_command
 from xentrs.cli.exit_codes import run_mapped
+from xentrs.cli.freq import freq_group
 from xentrs.cli.gate import gate_command
 from xentrs.cli.info import info_command
 from xentrs.cli.model import model_group
@@ -38,6 +40,8 @@ commands.add_command(audit_command)
 commands.add_command(summary_command)
 commands.add_command(gate_command)
 commands.add_command(verify_command)
+commands.add_command(detect_command)
+commands.add_command(freq_group)
 commands.add_command(model_group)
 commands.add_command(info_command)
 

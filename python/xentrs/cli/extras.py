@@ -20,18 +20,26 @@ OPTIONAL_PACKAGES = (
     "gguf",
     "pyarrow",
     "ml_dtypes",
+    "scipy",
+    "scikit-learn",
 )
+_OF_DETECT = {"scipy": "scipy", "sklearn": "scikit-learn"}
+"""Packages of the extra `detect` by the names that are imported."""
 
 
 def require(command: str, packages: Iterable[str]) -> None:
-    """Refuse with the one command that helps when a package of the extra `score` is missing."""
+    """Refuse with the one command that helps when a package of the extra `score` or `detect` is missing."""
     for package in packages:
-        if importlib.util.find_spec(package) is None:
-            raise CommandError(
-                f"xentrs {command} needs {package}: pip install 'xentrs[score]' "
-                "(an installed CPU build of torch is used as it is)",
-                FAILED,
-            )
+        if importlib.util.find_spec(package) is not None:
+            continue
+        if package in _OF_DETECT:
+            needed = _OF_DETECT[package]
+            raise CommandError(f"xentrs {command} needs {needed}: pip install 'xentrs[detect,score]'", FAILED)
+        raise CommandError(
+            f"xentrs {command} needs {package}: pip install 'xentrs[score]' "
+            "(an installed CPU build of torch is used as it is)",
+            FAILED,
+        )
 
 
 def installed_versions() -> dict[str, str | None]:

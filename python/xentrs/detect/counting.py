@@ -1,0 +1,43 @@
+"""Token counts of a corpus of any input format, in constant memory.
+
+In: a runner, whose encoder alone works, sources. Out: `TokenFrequencies`, and records that could not be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xentrs.corpus.ahead import AheadReader
+from xentrs.corpus.documents import Cursor, Rejected, read_items
+from xentrs.corpus.parts import PartReader
+from xentrs.corpus.reading import Reading
+from xentrs.corpus.run import Listener
+from xentrs.corpus.settings import PART_TOKENS
+from xentrs.corpus.sources import Source
+from xentrs.detect.frequency import TokenFrequencies
+from xentrs.models import SplitRunner
+
+
+def count_tokens(
+    runner: SplitRunner, sources: Sequence[Source], reading: Reading, listener: Listener
+) -> tuple[TokenFrequencies, list[Rejected]]:
+    """Every token of every document, contexts and templates included."""
+    table = TokenFrequencies(runner.info.vocab_size, runner.encoder.sha256)
+    rejected: list[Rejected] = []
+    sizes = [source.byte_count for source in sources]
+    reader = PartReader(
+        lambda cursor: read_items(sources, cursor, reading), runner.encoder, runner.info.vocab_size, PART_TOKENS
+    )
+    with AheadReader(reader) as ahead:
+        while (part := ahead.next_part()) is not None:
+            for document in part.documents:
+                table.update(document.encoded.token_ids)
+            rejected += part.rejected
+            listener.tokens_scored(part.token_count)
+            listener.part_finished(_byte_position(part.end, sizes))
+    return table, rejected
+
+
+def _byte_position(cursor: Cursor, sizes: Sequence[int]) -> int:
+    inside = min(cursor.byte_offset, sizes[cursor.source]) if cursor.source < len(sizes) else 0
+    return sum(sizes[: cursor.source]) + inside
