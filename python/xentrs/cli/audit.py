@@ -11,7 +11,7 @@ from typing import Any
 import rich_click as click
 
 from xentrs.cli.exit_codes import DONE, USAGE, CommandError
-from xentrs.cli.extras import require
+from xentrs.cli.extras import require_model
 from xentrs.cli.score_options import (
     POSITIVE,
     ModelOptions,
@@ -37,8 +37,8 @@ def audit_command(inputs: tuple[str, ...], sample_tokens: int, as_json: bool, **
 
     The sample are the first documents of the inputs (--skip begins later).
     """
-    require("audit", ("torch", "transformers", "tokenizers", "safetensors"))
     model, reading = take(ModelOptions, options), take(ReadingOptions, options)
+    require_model("audit", model.model, model.runner)
     from xentrs.corpus.audit import audit
     from xentrs.corpus.sources import InputError, open_sources
 

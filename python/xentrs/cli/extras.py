@@ -22,6 +22,7 @@ OPTIONAL_PACKAGES = (
     "ml_dtypes",
     "scipy",
     "scikit-learn",
+    "llama-cpp-python",
 )
 _OF_DETECT = {"scipy": "scipy", "sklearn": "scikit-learn"}
 """Packages of the extra `detect` by the names that are imported."""
@@ -40,6 +41,12 @@ def require(command: str, packages: Iterable[str]) -> None:
             "(an installed CPU build of torch is used as it is)",
             FAILED,
         )
+
+
+def require_model(command: str, model: str | None, runner: str | None) -> None:
+    """Refuse where the packages of the transformers runner are missing and it is that which is asked for."""
+    if runner is None and not (model or "").endswith(".gguf"):
+        require(command, ("torch", "transformers", "tokenizers", "safetensors"))
 
 
 def installed_versions() -> dict[str, str | None]:

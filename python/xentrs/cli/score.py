@@ -14,7 +14,7 @@ from typing import Any
 import rich_click as click
 
 from xentrs.cli.exit_codes import DONE, FAILED, QUARANTINED, USAGE, CommandError
-from xentrs.cli.extras import require
+from xentrs.cli.extras import require, require_model
 from xentrs.cli.score_options import (
     POSITIVE,
     ModelOptions,
@@ -115,7 +115,7 @@ def _score(options: ScoreOptions) -> int:
     columns = _columns(out)
     if options.model.model is None:
         click.echo(DEFAULT_MODEL_LINE, err=True)
-    require("score", ("torch", "transformers", "tokenizers", "safetensors"))
+    require_model("score", options.model.model, options.model.runner)
     if out.output is not None:
         require("score", ("pyarrow",))
     from xentrs.corpus import open_sources
