@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # maturin calls pip, which would list every requirement that is there already.
 export PIP_QUIET = 1
 
-.PHONY: help demo test check lint typecheck rust-test python-test test-exhaustive bench bench-check bench-scaling bench-plot bench-kernels bench-head bench-backward bench-gpu wheel build model clean
+.PHONY: help demo test check lint typecheck rust-test python-test test-exhaustive bench bench-check bench-scaling bench-plot bench-kernels bench-head bench-backward bench-gpu bench-score wheel build model clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -78,6 +78,10 @@ bench-backward: build ## cross_entropy forward and backward against torch, and w
 
 bench-gpu: build ## on a GPU, against torch and cut-cross-entropy: speed and memory; says so where there is none
 	$(BIN)/python benches/gpu.py
+
+# BENCH_SCORE="INPUT ... --llama-perplexity PATH --gguf PATH", --parity or --large-vocabulary: benches/score.py tells.
+bench-score: model ## `xentrs score` against the bare body of the model and, where they are there, lm-eval and llama-perplexity (half an hour)
+	$(BIN)/python benches/score.py $(BENCH_SCORE)
 
 bench-scaling: build ## speed of one row, few rows and many rows for 1, 2, 4, ... all threads
 	$(BIN)/python benches/scaling.py

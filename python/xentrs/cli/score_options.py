@@ -126,7 +126,7 @@ protocol_options = _decorated(
         click.option(
             "--min-context", type=click.IntRange(min=0), help="The same as --stride: window less this many tokens."
         ),
-        click.option("--batch-tokens", type=POSITIVE, help="Inputs per batch, padding included.  [default: 2048]"),
+        click.option("--batch-tokens", type=POSITIVE, help="Inputs per batch, padding included.  [default: 1024]"),
     ]
 )
 

@@ -18,7 +18,7 @@ from xentrs.models import SplitRunner, TextEncoder
 DEFAULT_WINDOW = 2048
 LLAMA_CPP_WINDOW = 512
 HF_STRIDE = 512
-DEFAULT_BATCH_TOKENS = 2048
+DEFAULT_BATCH_TOKENS = 1024  # larger batches pad more and were slower: docs/scoring.md, Speed
 PART_TOKENS = 65_536
 
 TokenLevel = Literal["none", "basic", "detect", "all"]
