@@ -116,7 +116,7 @@ def _score(options: ScoreOptions) -> int:
     if options.model.model is None:
         click.echo(DEFAULT_MODEL_LINE, err=True)
     require_model("score", options.model.model, options.model.runner)
-    if out.output is not None:
+    if out.output is not None or out.as_plan:
         require("score", ("pyarrow",))
     from xentrs.corpus import open_sources
     from xentrs.corpus.run import text_job

@@ -52,7 +52,7 @@ def forecast(runner: SplitRunner, sources: Sequence[Source], settings: Settings)
     sample_bytes = text_bytes = documents = bad_records = 0
     for item, _ in read_items(sources, Cursor(), settings.reading):
         if isinstance(item, Document):
-            size = _text_bytes(item)
+            size = sum(len(text.encode("utf-8")) for text in item.fields.texts)
             documents += 1
             text_bytes += size
             if sample_bytes < SAMPLE_BYTES:
@@ -80,13 +80,6 @@ def forecast(runner: SplitRunner, sources: Sequence[Source], settings: Settings)
         peak_memory_bytes=_peak_memory_bytes(),
         output_bytes=round(output_bytes * token_count * scale),
     )
-
-
-def _text_bytes(document: Document) -> int:
-    fields = document.fields
-    messages = fields.messages or ()
-    texts = (fields.text, fields.context or "", *(message["content"] for message in messages))
-    return sum(len(text.encode("utf-8")) for text in texts)
 
 
 def _calibrate(

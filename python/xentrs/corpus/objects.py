@@ -158,7 +158,7 @@ def _fields(record: Any, reading: Reading) -> Fields:
     if not isinstance(record, Mapping):
         record, reading = _named(record, reading)
     fields = record_fields(record, reading)
-    texts = [fields.text, fields.context or "", *(str(message["content"]) for message in fields.messages or ())]
+    texts = fields.texts
     limit = documents.MAX_RECORD_BYTES
     # UTF-8 has at most 4 bytes for a character.
     if 4 * sum(map(len, texts)) > limit and sum(len(text.encode("utf-8")) for text in texts) > limit:

@@ -84,7 +84,7 @@ class PartReader:
         characters = 0
         for item, cursor in self._items:
             group.append((item, cursor))
-            characters += len(item.fields.text) if isinstance(item, Document) else 0
+            characters += sum(map(len, item.fields.texts)) if isinstance(item, Document) else 0
             if characters >= _GROUP_CHARACTERS or len(group) >= _GROUP_RECORDS:
                 break
         documents = [item for item, _ in group if isinstance(item, Document)]

@@ -53,6 +53,11 @@ class Fields:
     messages: tuple[Message, ...] | None = None  # of a chat
     by: dict[str, str | None] = field(default_factory=dict)
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All that the model reads of it, but for what a template writes."""
+        return (self.context or "", self.text, *(message["content"] for message in self.messages or ()))
+
 
 def parse_record(line: bytes, reading: Reading) -> Fields:
     """The fields of one JSON line."""
