@@ -5,7 +5,6 @@ In: package names. Out: nothing, or a refusal that says how to get what is missi
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 from collections.abc import Iterable
 
@@ -51,6 +50,8 @@ def require_model(command: str, model: str | None, runner: str | None) -> None:
 
 def installed_versions() -> dict[str, str | None]:
     """Versions of the optional packages; None where one is not installed."""
+    import importlib.metadata  # slow to load, and only this needs it
+
     versions: dict[str, str | None] = {}
     for package in OPTIONAL_PACKAGES:
         try:

@@ -6,7 +6,6 @@ In: an imported name, a folder, a Hub id, a GGUF file, or what another back end 
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 from typing import Any
 
@@ -63,6 +62,8 @@ def load_model(
         if is_first and _threads is not None:
             set_torch_threads(_threads)
         return load_transformers_model(name_or_path, **options)
+    import importlib.metadata  # slow to load, and only this needs it
+
     points = {point.name: point for point in importlib.metadata.entry_points(group=RUNNER_GROUP)}
     if runner not in points:
         raise ModelError(
