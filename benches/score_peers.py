@@ -28,6 +28,7 @@ from xentrs.corpus import Cursor, Document, Reading, Settings, open_sources, sco
 from xentrs.corpus.batches import Batch, plan_batches
 from xentrs.corpus.documents import read_items
 from xentrs.corpus.parts import PartReader
+from xentrs.corpus.run import Silent
 from xentrs.models.catalog import resolve_model
 
 LARGE = 1 << 40  # tokens: no limit
@@ -82,19 +83,6 @@ class Corpus:
     def joined(self) -> str:
         """All as one text; llama-perplexity takes a file, less one newline at its end."""
         return "\n\n".join(text.strip("\n") for text in self.texts)
-
-
-class Silent:
-    """A `Listener` that says nothing."""
-
-    def part_started(self, byte_position: int, byte_count: int, token_count: int) -> None:
-        """Nothing."""
-
-    def tokens_scored(self, token_count: int) -> None:
-        """Nothing."""
-
-    def part_finished(self, byte_position: int) -> None:
-        """Nothing."""
 
 
 def read_corpus(inputs: Sequence[str]) -> Corpus:

@@ -14,11 +14,11 @@ from typing import Any, Literal, TypeVar
 
 from xentrs.corpus.aggregates import Totals
 from xentrs.corpus.columns import document_names
-from xentrs.corpus.documents import Rejected
+from xentrs.corpus.documents import ReadItems, Rejected
 from xentrs.corpus.objects import read_objects
-from xentrs.corpus.parts import Part, PartReader, ReadItems
+from xentrs.corpus.parts import Part, PartReader
 from xentrs.corpus.reading import Reading
-from xentrs.corpus.run import CorpusResult, Listener
+from xentrs.corpus.run import CorpusResult, Listener, Silent
 from xentrs.corpus.run import score_corpus as score_sources
 from xentrs.corpus.score import PartColumns, score_part
 from xentrs.corpus.settings import Protocol, Settings, TokenLevel, protocol_block
@@ -27,7 +27,6 @@ from xentrs.errors import ParamError
 from xentrs.models import DEFAULT_MODEL, ModelError, ModelInfo, Runner, SplitRunner
 from xentrs.scorer_inputs import (
     OnBad,
-    Silent,
     check_columns,
     check_early,
     corpus_reading,
@@ -218,7 +217,7 @@ class Scorer:
             limit=limit,
         )
         names = [inputs] if isinstance(inputs, str | Path) else inputs
-        sources, warnings = open_sources([str(name) for name in names])
+        sources, warnings = open_sources([str(name) for name in names], reading=reading)
         self.notices += warnings
         settings = replace(self._settings, reading=reading, keep_text=keep_text)
         folder = None if output is None else Path(output)

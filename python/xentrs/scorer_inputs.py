@@ -11,8 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from xentrs.corpus.documents import Cursor, Rejected
-from xentrs.corpus.parts import ReadItems
+from xentrs.corpus.documents import Cursor, ReadItems, Rejected
 from xentrs.corpus.reading import Reading, parse_shard
 from xentrs.corpus.settings import Columns, Settings, TokenLevel, resolve_settings
 from xentrs.corpus.sources import InputError
@@ -56,8 +55,6 @@ def check_columns(level: TokenLevel, inverse_temperatures: Sequence[float], top_
     values = tuple(float(value) for value in inverse_temperatures)
     if values and level not in ("detect", "all"):
         raise ParamError("inverse_temperatures need tokens 'detect' or 'all'")
-    if not all(0 <= value < float("inf") for value in values) or len(set(values)) < len(values):
-        raise ParamError(f"inverse_temperatures {values}: expected different numbers from 0 on")
     if top_k < 1:
         raise ParamError(f"top_k {top_k}: expected at least 1")
     return Columns(level, values, top_k)
@@ -83,14 +80,6 @@ def corpus_reading(reading: Reading, shard: str | None, **changes: Any) -> Readi
         return replace(reading, shard=number, shard_count=count, **changes)
     except ParamError as error:
         raise python_words(error) from None
-
-
-class Silent:
-    """A `Listener` that hears nothing."""
-
-    def part_started(self, byte_position: int, byte_count: int, token_count: int) -> None: ...
-    def tokens_scored(self, token_count: int) -> None: ...
-    def part_finished(self, byte_position: int) -> None: ...
 
 
 def refusal(on_bad: OnBad, rejected: list[Rejected] | None = None) -> Callable[[Rejected], object]:

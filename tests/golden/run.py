@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import xentrs
 from xentrs.corpus import Columns, open_sources, resolve_settings, score_corpus
+from xentrs.corpus.run import Silent
 from xentrs.models import EncodedText, ModelInfo
 
 VOCAB = 5_000  # more than one leaf
@@ -72,14 +73,6 @@ class GoldenRunner:
         columns = np.arange(VOCAB, dtype=np.int64)
         mixed = (hidden_rows * 40_503 + columns * 10_007 + (hidden_rows % 97) * columns % 1_013) % 65_536
         return ((mixed - 32_768) / 2_048).astype(np.float32)
-
-
-class Silent:
-    """A listener that hears nothing."""
-
-    def part_started(self, byte_position: int, byte_count: int, token_count: int) -> None: ...
-    def tokens_scored(self, token_count: int) -> None: ...
-    def part_finished(self, byte_position: int) -> None: ...
 
 
 def digits(value: Any) -> Any:

@@ -10,10 +10,10 @@ from typing import Any
 
 import xentrs
 from conftest import TRAINING_LINES
-from test_score import Silent
 from xentrs.corpus import open_sources, resolve_settings, score_corpus
 from xentrs.corpus.aggregates import Totals
 from xentrs.corpus.reading import Reading
+from xentrs.corpus.run import Silent
 from xentrs.corpus.settings import Settings
 
 RECORDS: list[dict[str, Any]] = [

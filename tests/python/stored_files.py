@@ -8,19 +8,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
-from xentrs.corpus.run import CorpusResult, run_job
+from xentrs.corpus.run import CorpusResult, Silent, run_job
 from xentrs.corpus.stored import stored_job
 
 VOCAB = 40
 FLOATS = (np.float32, np.float16, np.float64, ml_dtypes.bfloat16)
-
-
-class Silent:
-    """A listener of no interest."""
-
-    def part_started(self, byte_position: int, byte_count: int, token_count: int) -> None: ...
-    def tokens_scored(self, token_count: int) -> None: ...
-    def part_finished(self, byte_position: int) -> None: ...
 
 
 def random_logits(*shape: int, dtype: Any = np.float32) -> Any:

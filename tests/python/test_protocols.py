@@ -289,7 +289,7 @@ def test_every_token_is_predicted_at_most_once_and_the_others_are_those_of_the_r
 
 @pytest.mark.parametrize("protocol", ["lm-eval", "hf-strided", "llama.cpp", "full"])
 def test_the_summary_says_the_protocol(runner: Any, tmp_path: Path, protocol: Any) -> None:
-    from test_score import Silent
+    from xentrs.corpus.run import Silent
 
     path = tmp_path / "a.txt"
     path.write_text(" ".join(TRAINING_LINES * 4))

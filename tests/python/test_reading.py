@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import xentrs
 from conftest import TRAINING_LINES, CommandResult
-from test_score import Silent
 from xentrs.corpus import open_sources, resolve_settings, score_corpus
 from xentrs.corpus.aggregates import document_rows
 from xentrs.corpus.documents import Cursor, Document, Item, Rejected, Skipped, read_items
 from xentrs.corpus.reading import Reading, parse_shard
 from xentrs.corpus.records import RecordError, parse_record
+from xentrs.corpus.run import Silent
 from xentrs.errors import ParamError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import TRAINING_LINES
-from test_score import Silent
 from xentrs.corpus import open_sources, resolve_settings, run, score_corpus
 from xentrs.corpus.reading import Reading
-from xentrs.corpus.run import CorpusResult
+from xentrs.corpus.run import CorpusResult, Silent
 from xentrs.corpus.settings import Settings
 from xentrs.corpus.windows import Windowing
 from xentrs.errors import ManifestMismatch

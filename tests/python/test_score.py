@@ -14,7 +14,7 @@ import xentrs
 from conftest import TRAINING_LINES, write_model
 from xentrs.corpus import open_sources, resolve_settings, score_corpus
 from xentrs.corpus.parts import Part
-from xentrs.corpus.run import text_job
+from xentrs.corpus.run import Silent, text_job
 from xentrs.corpus.score import PartColumns, score_part
 from xentrs.corpus.settings import Settings, protocol_block
 from xentrs.models import load_model
@@ -35,14 +35,6 @@ TEXTS = [
     "12 towns, 31 towns. " * 20,
     "The town",
 ]
-
-
-class Silent:
-    """A listener that hears nothing."""
-
-    def part_started(self, byte_position: int, byte_count: int, token_count: int) -> None: ...
-    def tokens_scored(self, token_count: int) -> None: ...
-    def part_finished(self, byte_position: int) -> None: ...
 
 
 @pytest.fixture

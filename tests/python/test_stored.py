@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +192,6 @@ def test_without_tokens(tmp_path: Path) -> None:
     assert not list((tmp_path / "none").glob("tokens-*"))
 
 
-@pytest.mark.skipif("moments" not in signature(xentrs.row_stats).parameters, reason="row_stats has no moments yet")
 def test_all_of_the_tokens(tmp_path: Path) -> None:
     files = {
         "rows": [save(tmp_path / "a.npy", random_logits(6))],

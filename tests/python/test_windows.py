@@ -136,6 +136,18 @@ def test_unusable_prefix(requested: str) -> None:
         resolve_prefix(requested, encoder(), 320)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"protocol": "lmeval"}, "--protocol lmeval: expected lm-eval, "),
+        ({"prefix_every": "page"}, "--prefix-every page"),
+    ],
+)
+def test_unknown_protocol_and_place_of_the_prefix(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParamError, match=message):
+        resolve_settings(runner(), **options)
+
+
 @pytest.mark.parametrize("requested", ["bos", "eos"])
 def test_prefix_that_the_tokenizer_lacks(requested: str) -> None:
     with pytest.raises(ParamError, match=f"has no {requested.upper()} token"):

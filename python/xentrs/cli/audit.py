@@ -10,7 +10,7 @@ from typing import Any
 
 import rich_click as click
 
-from xentrs.cli.exit_codes import DONE, USAGE, CommandError
+from xentrs.cli.exit_codes import DONE
 from xentrs.cli.extras import require_model
 from xentrs.cli.score_options import (
     POSITIVE,
@@ -19,6 +19,7 @@ from xentrs.cli.score_options import (
     load_runner,
     make_reading,
     model_options,
+    open_inputs,
     reading_options,
     take,
 )
@@ -40,13 +41,9 @@ def audit_command(inputs: tuple[str, ...], sample_tokens: int, as_json: bool, **
     model, reading = take(ModelOptions, options), take(ReadingOptions, options)
     require_model("audit", model.model, model.runner)
     from xentrs.corpus.audit import audit
-    from xentrs.corpus.sources import InputError, open_sources
 
-    try:
-        sources, _ = open_sources(inputs, reading.stdin_format)
-    except InputError as error:
-        raise CommandError(str(error), USAGE) from None
     known = make_reading(reading)
+    sources = open_inputs(inputs, reading, known)
     result = audit(load_runner(model), sources, known, sample_tokens, model.threads)
     if as_json:
         from xentrs.corpus.json_text import dump_page

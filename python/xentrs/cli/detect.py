@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import rich_click as click
-from click import get_current_context
-from click.core import ParameterSource
 
 from xentrs.cli.detect_report import judgement_lines, note_lines, table_lines
 from xentrs.cli.exit_codes import DONE, USAGE, CommandError
@@ -23,6 +21,7 @@ from xentrs.cli.score_options import (
     ModelOptions,
     ProtocolOptions,
     ReadingOptions,
+    given_beyond,
     model_options,
     protocol_options,
     reading_options,
@@ -138,8 +137,5 @@ def _frequencies(options: DetectOptions, names: list[str]) -> Any:
 
 def _check_goes_with_run(run: str) -> None:
     """Refuse options that would do nothing."""
-    context = get_current_context()
-    for parameter in context.command.params:
-        is_default = context.get_parameter_source(str(parameter.name)) == ParameterSource.DEFAULT
-        if not is_default and parameter.name not in _GO_WITH_RUNS:
-            raise CommandError(f"{parameter.opts[-1]} does not go with {run}: that RUN is scored already", USAGE)
+    if (option := given_beyond(_GO_WITH_RUNS)) is not None:
+        raise CommandError(f"{option} does not go with {run}: that RUN is scored already", USAGE)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xentrs.cli.exit_codes import DONE, QUARANTINED, USAGE, CommandError
-from xentrs.cli.extras import require
+from xentrs.cli.extras import require_model
 from xentrs.cli.score import DEFAULT_MODEL_LINE, prepare
 from xentrs.cli.score_options import (
     ModelOptions,
@@ -23,6 +23,7 @@ from xentrs.cli.score_options import (
     ReadingOptions,
     load_runner,
     make_reading,
+    open_inputs,
     parse_numbers,
 )
 
@@ -36,12 +37,12 @@ def make_run(
     inputs: Iterable[str], options: DetectOptions, given: _Given, names: list[str], frequencies: Any
 ) -> tuple[Path, dict[str, Any], int]:
     """Check everything that can be checked before, then score."""
-    require("detect", ("torch", "transformers", "tokenizers", "safetensors"))
     from xentrs.detect.passes import Passes, run_passes
     from xentrs.detect.pipeline import wanted_needs
     from xentrs.detect.records import check_records, read_shots, shots_text
 
     model, reading, protocol = given
+    require_model("detect", model.model, model.runner)
     if options.output is None:
         raise CommandError("detect needs -o RUN: a folder for tokens and scores", USAGE)
     _check_shots(options, reading)
@@ -117,19 +118,6 @@ def _check_shots(options: DetectOptions, reading: ReadingOptions) -> None:
         raise CommandError("--member-shots needs --shots: con-recall compares both", USAGE)
     if options.shots is not None and reading.messages_key is not None:
         raise CommandError("--shots does not go with --messages-key: nothing stands before a chat's template", USAGE)
-
-
-def open_inputs(inputs: Iterable[str], reading: ReadingOptions, known: Any) -> Any:
-    """The checked sources; warnings go to stderr."""
-    from xentrs.corpus.sources import InputError, open_sources
-
-    try:
-        sources, warnings = open_sources(list(inputs), reading.stdin_format, known)
-    except InputError as error:
-        raise CommandError(str(error), USAGE) from None
-    for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
-    return sources
 
 
 def _shots(path: str | None, reading: ReadingOptions, read_shots: Any) -> list[str] | None:

@@ -11,9 +11,8 @@ from typing import Any
 
 import rich_click as click
 
-from xentrs.cli.detect_passes import open_inputs
 from xentrs.cli.exit_codes import DONE, QUARANTINED, USAGE, CommandError
-from xentrs.cli.extras import require
+from xentrs.cli.extras import require_model
 from xentrs.cli.score import DEFAULT_MODEL_LINE
 from xentrs.cli.score_options import (
     ModelOptions,
@@ -21,6 +20,7 @@ from xentrs.cli.score_options import (
     load_runner,
     make_reading,
     model_options,
+    open_inputs,
     reading_options,
     take,
 )
@@ -39,8 +39,8 @@ def freq_group() -> None:
 @reading_options
 def build_command(inputs: tuple[str, ...], output: str, quiet: bool, **options: Any) -> int:
     """Count the tokens of INPUT as the model's tokenizer cuts it. Shards (--shard) are added up by `freq merge`."""
-    require("freq", ("torch", "transformers", "tokenizers", "safetensors"))
     model, reading = take(ModelOptions, options), take(ReadingOptions, options)
+    require_model("freq", model.model, model.runner)
     _check_folder(output)
     if model.model is None:
         click.echo(DEFAULT_MODEL_LINE, err=True)

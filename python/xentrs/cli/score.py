@@ -23,6 +23,7 @@ from xentrs.cli.score_options import (
     load_runner,
     make_reading,
     model_options,
+    open_inputs,
     parse_numbers,
     protocol_options,
     reading_options,
@@ -118,16 +119,9 @@ def _score(options: ScoreOptions) -> int:
     require_model("score", options.model.model, options.model.runner)
     if out.output is not None or out.as_plan:
         require("score", ("pyarrow",))
-    from xentrs.corpus import open_sources
     from xentrs.corpus.run import text_job
-    from xentrs.corpus.sources import InputError
 
-    try:
-        sources, warnings = open_sources(options.inputs, options.reading.stdin_format, make_reading(options.reading))
-    except InputError as error:
-        raise CommandError(str(error), USAGE) from None
-    for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
+    sources = open_inputs(options.inputs, options.reading, make_reading(options.reading))
     runner, settings = prepare(options.model, options.reading, options.protocol, out.quiet, columns, out.keep_text)
     if out.as_plan:
         from xentrs.cli.plan import show_plan

@@ -6,12 +6,14 @@ decorators, so that an option means the same everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, fields
 from functools import reduce
 from typing import Any
 
 import rich_click as click
+from click import get_current_context
+from click.core import ParameterSource
 
 from xentrs.cli.exit_codes import USAGE, CommandError
 from xentrs.models.catalog import DEFAULT_MODEL
@@ -60,11 +62,12 @@ class ProtocolOptions:
     batch_tokens: int | None
 
 
-def _decorated(options: list[Callable[..., Any]]) -> Callable[..., Any]:
+def decorated(options: list[Callable[..., Any]]) -> Callable[..., Any]:
+    """A decorator that gives a command these options."""
     return lambda command: reduce(lambda inner, option: option(inner), reversed(options), command)
 
 
-model_options = _decorated(
+model_options = decorated(
     [
         click.option("--model", metavar="NAME", help=f"Imported name, folder or Hub id.  [default: {DEFAULT_MODEL}]"),
         click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub id."),
@@ -85,7 +88,7 @@ model_options = _decorated(
     ]
 )
 
-reading_options = _decorated(
+reading_options = decorated(
     [
         click.option("--text-key", default="text", show_default=True, help="Field of the text."),
         click.option("--id-key", default="id", show_default=True, help="Field of the id; without one: file#line."),
@@ -106,7 +109,7 @@ reading_options = _decorated(
     ]
 )
 
-protocol_options = _decorated(
+protocol_options = decorated(
     [
         click.option(
             "--protocol",
@@ -136,6 +139,16 @@ def take(kind: type[Any], options: dict[str, Any]) -> Any:
     return kind(**{field.name: options.pop(field.name) for field in fields(kind)})
 
 
+def given_beyond(allowed: Collection[str]) -> str | None:
+    """The first option or argument of the running command that was given and is not among `allowed`."""
+    context = get_current_context()
+    for parameter in context.command.params:
+        is_default = context.get_parameter_source(str(parameter.name)) == ParameterSource.DEFAULT
+        if not is_default and parameter.name not in allowed:
+            return parameter.opts[-1]
+    return None
+
+
 def make_reading(options: ReadingOptions) -> Any:
     """The `Reading` that was asked for."""
     from xentrs.corpus.reading import Reading, parse_shard
@@ -155,6 +168,19 @@ def make_reading(options: ReadingOptions) -> Any:
     )
 
 
+def open_inputs(inputs: Iterable[str], reading: ReadingOptions, known: Any) -> Any:
+    """The checked sources; warnings go to stderr."""
+    from xentrs.corpus.sources import InputError, open_sources
+
+    try:
+        sources, warnings = open_sources(list(inputs), reading.stdin_format, known)
+    except InputError as error:
+        raise CommandError(str(error), USAGE) from None
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
+    return sources
+
+
 def load_runner(options: ModelOptions) -> Any:
     """The loaded and checked model; torch and our kernels get the same threads."""
     import xentrs
@@ -172,11 +198,8 @@ def load_runner(options: ModelOptions) -> Any:
 
 
 def parse_numbers(text: str, option: str) -> tuple[float, ...]:
-    """`"0.5,2"` to numbers, each at least 0."""
+    """`"0.5,2"` to numbers."""
     try:
-        values = tuple(float(piece) for piece in text.split(",") if piece.strip())
+        return tuple(float(piece) for piece in text.split(",") if piece.strip())
     except ValueError:
         raise CommandError(f"{option} {text}: expected numbers with commas between", USAGE) from None
-    if not all(0 <= value < float("inf") for value in values) or len(set(values)) < len(values):
-        raise CommandError(f"{option} {text}: expected different numbers from 0 on", USAGE)
-    return values

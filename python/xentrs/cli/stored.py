@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import rich_click as click
-from click import get_current_context
-from click.core import ParameterSource
 
 from xentrs.cli.exit_codes import USAGE, CommandError
 from xentrs.cli.extras import require
+from xentrs.cli.score_options import decorated, given_beyond
 
 
 @dataclass(frozen=True)
@@ -65,14 +63,12 @@ _OPTIONS: list[Callable[..., Any]] = [
     ),
 ]
 _GO_WITH_THEM = frozenset(
-    {"logits", "hidden", "head", "head_bias", "targets", "shift", "mmap", "threads", "output", "tokens"}
+    {"inputs", "logits", "hidden", "head", "head_bias", "targets", "shift", "mmap", "threads", "output", "tokens"}
     | {"inverse_temperatures", "top_k", "max_bad_fraction", "as_json", "as_jsonl", "strict", "quiet"}
 )
 
 
-def stored_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorates a command with the options of `StoredOptions`."""
-    return reduce(lambda inner, option: option(inner), reversed(_OPTIONS), command)
+stored_options = decorated(_OPTIONS)
 
 
 def check_stored(options: StoredOptions, inputs: tuple[str, ...]) -> None:
@@ -93,11 +89,8 @@ def check_stored(options: StoredOptions, inputs: tuple[str, ...]) -> None:
         raise CommandError("--hidden needs --head", USAGE)
     if options.logits and (options.head or options.head_bias):
         raise CommandError("--head and --head-bias go with --hidden", USAGE)
-    context = get_current_context()
-    for parameter in context.command.params:
-        is_default = context.get_parameter_source(str(parameter.name)) == ParameterSource.DEFAULT
-        if isinstance(parameter, click.Option) and not is_default and parameter.name not in _GO_WITH_THEM:
-            raise CommandError(f"{parameter.opts[-1]} does not go with {rows}: it needs a model or texts", USAGE)
+    if (option := given_beyond(_GO_WITH_THEM)) is not None:
+        raise CommandError(f"{option} does not go with {rows}: it needs a model or texts", USAGE)
 
 
 def open_job(options: StoredOptions, columns: Any, threads: int | None, quiet: bool) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from xentrs.cli.exit_codes import DONE, FAILED, USAGE, CommandError
-from xentrs.cli.extras import require
+from xentrs.cli.extras import require, require_model
 
 if TYPE_CHECKING:
     from xentrs.runs.open_run import OpenRun
@@ -69,7 +69,7 @@ def _rescored(path: Path, count: int, seed: int, model: str | None) -> Compariso
     chosen = choose_documents(run, count, seed)
     if not chosen:
         raise CommandError(f"{path}: has no scored document to score again", USAGE)
-    require("verify --rescore", ("torch", "transformers", "tokenizers", "safetensors"))
+    require_model("verify --rescore", model or run.protocol["model"], run.protocol.get("runner"))
     return compare(run, _runner(run, model), chosen)
 
 

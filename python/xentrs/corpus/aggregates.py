@@ -72,6 +72,11 @@ class Totals:
         self._bits_per_byte.update_nll(_known(documents["bits_per_byte"]))
         self._remember(documents, part)
 
+    def add_finished(self, documents: Documents, line: Mapping[str, Any], group_offset: int = 0) -> None:
+        """Take in a part of a RUN: its documents table, and its line of the manifest."""
+        nll = xentrs.Perplexity.from_bytes(bytes.fromhex(line["nll_state"]))
+        self.add(documents, nll, len(line["quarantine"]), line["skipped_lines"], group_offset)
+
     def merge(self, other: Totals) -> Totals:
         """Add the totals of other documents. A column to break down by that one side has not counts there as one
         without a value.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xentrs.corpus.batches import document_windows
-from xentrs.corpus.documents import Cursor, read_items
+from xentrs.corpus.documents import reader_of
 from xentrs.corpus.parts import Part, PartReader
 from xentrs.corpus.reading import Reading
 from xentrs.corpus.run import score_parts
@@ -67,11 +67,7 @@ def audit(
     num_threads: int | None = None,
 ) -> Audit:
     """Score the first documents of about `sample_tokens` tokens under each protocol that the model allows."""
-
-    def read(cursor: Cursor) -> Iterator[Any]:
-        return read_items(sources, cursor, reading)
-
-    reader = PartReader(read, runner.encoder, runner.info.vocab_size, sample_tokens)
+    reader = PartReader(reader_of(sources, reading), runner.encoder, runner.info.vocab_size, sample_tokens)
     part = reader.next_part()
     if part is None or not part.documents:
         raise ParamError("nothing to audit: the inputs hold no document")

@@ -112,16 +112,16 @@ def _joined(pieces: list[_Column], dtype: Any) -> _Column:
 
 
 def document_columns(
-    part: Part, columns: dict[str, _Column], scored: npt.NDArray[np.bool_], settings: Settings
+    part: Part, tokens: dict[str, _Column], scored: npt.NDArray[np.bool_], settings: Settings
 ) -> dict[str, list[Any]]:
     """One line for each document of a part."""
-    is_top1 = columns["top1_id"] == token_places(part)["token_id"]
+    is_top1 = tokens["top1_id"] == tokens["token_id"]
     table: dict[str, list[Any]] = {name: [] for name in document_names(settings)}
     first = 0
     for document in part.documents:
         rows = slice(first, first + len(document.wanted))
         first = rows.stop
-        line = _document_line(document, columns["nll"][rows], scored[rows], is_top1[rows], settings)
+        line = _document_line(document, tokens["nll"][rows], scored[rows], is_top1[rows], settings)
         for name, values in table.items():
             values.append(line[name])
     return table

@@ -6,7 +6,7 @@ rest: it is `Rejected` with file, line, byte offset and reason, and goes to the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, TypeAlias
 
@@ -30,6 +30,11 @@ class Cursor:
     byte_offset: int = 0
     line: int = 0
     record: int = 0
+
+    def byte_position(self, byte_counts: Sequence[int]) -> int:
+        """Bytes before it in inputs of these sizes; of a compressed one those read unpacked, at most its size."""
+        inside = min(self.byte_offset, byte_counts[self.source]) if self.source < len(byte_counts) else 0
+        return sum(byte_counts[: self.source]) + inside
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,13 @@ class Skipped:
 
 
 Item: TypeAlias = Document | Rejected | Skipped
+ReadItems: TypeAlias = Callable[[Cursor], Iterator[tuple[Item, Cursor]]]
+"""Records from a cursor on, each with the cursor behind it: of sources (`reader_of`), or of objects."""
+
+
+def reader_of(sources: Sequence[Source], reading: Reading) -> ReadItems:
+    """`read_items` of these sources."""
+    return lambda cursor: read_items(sources, cursor, reading)
 
 
 def read_items(sources: Sequence[Source], cursor: Cursor, reading: Reading) -> Iterator[tuple[Item, Cursor]]:

@@ -30,6 +30,7 @@ QUARANTINE = "quarantine.jsonl"
 TIMINGS = "timings.json"
 LOCK = ".lock"
 FORMAT_VERSION = 2
+_SHOWN = 5
 
 
 class RunFolder:
@@ -139,7 +140,10 @@ class RunFolder:
         lines, clean = read_manifest(self.path / MANIFEST)
         if lines:
             if lines[0] != self._fingerprint:
-                raise ManifestMismatch(f"{self.path}: {_difference(lines[0], self._fingerprint)}")
+                apart = difference(lines[0], self._fingerprint, "in the RUN", "now")
+                raise ManifestMismatch(
+                    f"{self.path}: this RUN was made with other settings, choose another folder: {apart}"
+                )
             for line in lines[1:]:
                 self.parts[line["part"]] = line
         damaged = [number for number, line in self.parts.items() if not self._is_intact(line)]
@@ -199,16 +203,17 @@ def read_manifest(path: Path) -> tuple[list[dict[str, Any]], bool]:
     return lines, not torn
 
 
-def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """Which settings of an existing RUN are not those of this call."""
-    old, new = flatten(found), flatten(wanted)
+def difference(one: Any, other: Any, here: str, there: str) -> str | None:
+    """Which entries of two blocks differ, with both values; None: none. `here` and `there` say where they stand."""
+    old, new = _flatten(one), _flatten(other)
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    shown = "; ".join(f"{name}: {old.get(name)} in the RUN, {new.get(name)} now" for name in names[:5])
-    more = f" (and {len(names) - 5} more)" if len(names) > 5 else ""
-    return f"this RUN was made with other settings, choose another folder: {shown}{more}"
+    if not names:
+        return None
+    shown = "; ".join(f"{name}: {old.get(name)} {here}, {new.get(name)} {there}" for name in names[:_SHOWN])
+    return shown + (f" (and {len(names) - _SHOWN} more)" if len(names) > _SHOWN else "")
 
 
-def flatten(value: Any, name: str = "") -> dict[str, Any]:
+def _flatten(value: Any, name: str = "") -> dict[str, Any]:
     """Nested data as one level of dotted names, to compare."""
     if isinstance(value, dict):
         entries = [(str(key), entry) for key, entry in value.items()]
@@ -218,5 +223,5 @@ def flatten(value: Any, name: str = "") -> dict[str, Any]:
         return {name: value}
     flat: dict[str, Any] = {}
     for key, entry in entries:
-        flat.update(flatten(entry, f"{name}.{key}" if name else key))
+        flat.update(_flatten(entry, f"{name}.{key}" if name else key))
     return flat

@@ -8,11 +8,9 @@ uninterrupted one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
-from xentrs.corpus.documents import Cursor, Document, Item, Rejected
+from xentrs.corpus.documents import Cursor, Document, Item, ReadItems, Rejected
 from xentrs.corpus.encoding import EncodedDocument, encode_documents
 from xentrs.corpus.records import RecordError
 from xentrs.models import EncodedText, TextEncoder
@@ -21,9 +19,6 @@ from xentrs.models import EncodedText, TextEncoder
 MAX_PART_RECORDS = 16_384
 _GROUP_CHARACTERS = 65_536
 _GROUP_RECORDS = 256
-
-ReadItems: TypeAlias = Callable[[Cursor], Iterator[tuple[Item, Cursor]]]
-"""Records from a cursor on, each with the cursor behind it: `documents.read_items` of some sources, or of objects."""
 
 
 @dataclass

@@ -7,15 +7,14 @@ resumed run equal those of an uninterrupted one bit for bit.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import xentrs
 from xentrs.corpus.aggregates import Totals, document_rows
 from xentrs.corpus.ahead import AheadReader, Reader
-from xentrs.corpus.documents import Cursor, read_items
+from xentrs.corpus.documents import Cursor, reader_of
 from xentrs.corpus.parts import Part, PartReader
 from xentrs.corpus.score import PartColumns, score_part
 from xentrs.corpus.settings import Settings, protocol_block
@@ -25,6 +24,14 @@ from xentrs.models import SplitRunner
 
 class Listener(Protocol):
     """Who wants to hear how far a run is."""
+
+    def part_started(self, byte_position: int, byte_count: int, token_count: int) -> None: ...
+    def tokens_scored(self, token_count: int) -> None: ...
+    def part_finished(self, byte_position: int) -> None: ...
+
+
+class Silent:
+    """A `Listener` that hears nothing."""
 
     def part_started(self, byte_position: int, byte_count: int, token_count: int) -> None: ...
     def tokens_scored(self, token_count: int) -> None: ...
@@ -70,10 +77,8 @@ class Job:
         }
 
     def byte_position(self, cursor: Cursor) -> int:
-        """Bytes of all inputs before `cursor`; of a compressed one those read unpacked, at most its size."""
-        counts = self.byte_counts
-        inside = min(cursor.byte_offset, counts[cursor.source]) if cursor.source < len(counts) else 0
-        return sum(counts[: cursor.source]) + inside
+        """Bytes of all inputs before `cursor`."""
+        return cursor.byte_position(self.byte_counts)
 
 
 PartSink = Callable[[Part, PartColumns], None]
@@ -107,12 +112,14 @@ def score_parts(parts: Iterable[Part], runner: SplitRunner, settings: Settings) 
 
 def text_job(runner: SplitRunner, sources: Sequence[Source], settings: Settings) -> Job:
     """The job of scoring the records of `sources` with a model."""
-
-    def read(cursor: Cursor) -> Iterator[Any]:
-        return read_items(sources, cursor, settings.reading)
-
     return Job(
-        PartReader(read, runner.encoder, runner.info.vocab_size, settings.part_tokens, settings.keep_text),
+        PartReader(
+            reader_of(sources, settings.reading),
+            runner.encoder,
+            runner.info.vocab_size,
+            settings.part_tokens,
+            settings.keep_text,
+        ),
         lambda part, on_batch: score_part(part, runner, settings, on_batch),
         settings,
         protocol_block(runner, settings),
@@ -135,10 +142,7 @@ def run_job(job: Job, output: Path | None, listener: Listener, on_part: PartSink
 
 def _summary(job: Job, totals: Totals, parts: int) -> dict[str, Any]:
     return {
-        "protocol": job.protocol,
-        "inputs": job.inputs,
-        "reading": job.settings.reading.block(),
-        "output": job.fingerprint()["output"],
+        **job.fingerprint(),
         "parts": parts,
         "totals": totals.block(),
         "best_documents": totals.best(),
@@ -209,9 +213,7 @@ def _add(totals: Totals, part: Part, columns: PartColumns) -> None:
 def _add_finished(totals: Totals, folder: Any, number: int) -> None:
     from xentrs.corpus.tables import read_documents
 
-    line = folder.parts[number]
-    nll = xentrs.Perplexity.from_bytes(bytes.fromhex(line["nll_state"]))
-    totals.add(read_documents(folder.documents_bytes(number)), nll, len(line["quarantine"]), line["skipped_lines"])
+    totals.add_finished(read_documents(folder.documents_bytes(number)), folder.parts[number])
 
 
 def _score(job: Job, part: Part, listener: Listener) -> PartColumns:

@@ -7,7 +7,7 @@ rows at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -53,32 +53,54 @@ def score_part(
     part: Part, runner: SplitRunner, settings: Settings, on_batch: Callable[[int], None] = lambda count: None
 ) -> PartColumns:
     """Score every document of `part`; `on_batch` hears how many tokens each batch scored."""
-    row_count = part.row_count
-    columns = empty_statistics(row_count, settings.columns)
-    scored = np.zeros(row_count, dtype=np.bool_)
     batches = plan_batches(
         part.documents, settings, max_windows=runner.max_batch_windows, shares=runner.shares_contexts
     )
+    return fill_part(part, batches, settings, lambda batch: _batch_statistics(batch, runner, settings), on_batch)
+
+
+Statistics = Iterator[tuple[slice, dict[str, Any]]]
+"""Rows of a batch, and their values by column."""
+
+
+def fill_part(
+    part: Part,
+    batches: Iterable[Batch],
+    settings: Settings,
+    statistics_of: Callable[[Batch], Statistics],
+    on_batch: Callable[[int], None] = lambda count: None,
+    further: Sequence[str] = (),
+) -> PartColumns:
+    """The columns of a part out of those of its batches; `further` are columns of floats besides those of its level."""
+    row_count = part.row_count
+    columns = empty_statistics(row_count, settings.columns)
+    columns.update({name: np.full(row_count, np.nan) for name in further})
+    scored = np.zeros(row_count, dtype=np.bool_)
     for batch in batches:
         assert not scored[batch.row_index].any()  # every token once
         scored[batch.row_index] = True
-        _score_batch(batch, runner, settings, columns)
+        for block, found in statistics_of(batch):
+            index = batch.row_index[block]
+            for name, values in found.items():
+                columns[name][index] = np.asarray(values)
         on_batch(len(batch.targets))
     columns["flags"][~scored] = int(xentrs.Flag.IGNORED)
     tokens = {**token_places(part), **columns}
-    return PartColumns(document_columns(part, columns, scored, settings), tokens, scored)
+    return PartColumns(document_columns(part, tokens, scored, settings), tokens, scored)
 
 
-def _score_batch(batch: Batch, runner: SplitRunner, settings: Settings, columns: dict[str, npt.NDArray[Any]]) -> None:
+def _batch_statistics(batch: Batch, runner: SplitRunner, settings: Settings) -> Statistics:
+    rows = batch_rows(batch, runner)
+    for block, stats in runner_row_stats(runner, rows, batch.targets, settings.num_threads, settings.columns):
+        yield block, statistics(stats, settings.columns)
+
+
+def batch_rows(batch: Batch, runner: SplitRunner) -> Any:
+    """The hidden states of a batch that predict something to be scored."""
     # Runners without shared contexts need not know the argument.
     shared = () if batch.shared_ids is None else (batch.shared_ids,)
     hidden = runner.hidden_states(batch.input_ids, *shared)
-    rows = hidden.reshape(-1, hidden.shape[-1])[batch.hidden_index]
-    del hidden
-    for block, stats in runner_row_stats(runner, rows, batch.targets, settings.num_threads, settings.columns):
-        index = batch.row_index[block]
-        for name, values in statistics(stats, settings.columns).items():
-            columns[name][index] = np.asarray(values)
+    return hidden.reshape(-1, hidden.shape[-1])[batch.hidden_index]
 
 
 def runner_row_stats(

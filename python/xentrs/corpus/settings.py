@@ -6,6 +6,7 @@ protocol block that stands in each result.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -44,6 +45,12 @@ class Columns:
     level: TokenLevel = "basic"
     inverse_temperatures: tuple[float, ...] = ()
     top_k: int = 5
+
+    def __post_init__(self) -> None:
+        values = self.inverse_temperatures
+        if not all(0 <= value < math.inf for value in values) or len(set(values)) < len(values):
+            shown = ", ".join(f"{value:g}" for value in values)
+            raise ParamError(f"inverse temperatures {shown}: expected different numbers from 0 on")
 
     @property
     def has_details(self) -> bool:
@@ -112,6 +119,10 @@ def resolve_settings(
     Raises:
         ParamError: a value does not fit the model or the others.
     """
+    if protocol is not None and protocol not in PROTOCOLS:
+        raise ParamError(f"--protocol {protocol}: expected {', '.join(PROTOCOLS)}")
+    if prefix_every not in (None, "document", "window"):
+        raise ParamError(f"--prefix-every {prefix_every}: expected document or window")
     if protocol is not None and (prefix is not None or prefix_every is not None):
         raise ParamError(f"--protocol {protocol} has its own prefix; --prefix and --prefix-every do not go with it")
     longest = runner.info.max_length

@@ -237,7 +237,7 @@ class _Scorer:
             first += len(document.wanted)
         scored = np.ones(part.row_count, dtype=np.bool_)
         tokens = {**token_places(part), **columns}
-        return PartColumns(document_columns(part, columns, scored, self._settings), tokens, scored)
+        return PartColumns(document_columns(part, tokens, scored, self._settings), tokens, scored)
 
     def _score_document(
         self, document: EncodedDocument, columns: dict[str, npt.NDArray[Any]], on_batch: Callable[[int], None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from xentrs.corpus.ahead import AheadReader
-from xentrs.corpus.documents import Cursor, Rejected, read_items
+from xentrs.corpus.documents import Rejected, reader_of
 from xentrs.corpus.parts import PartReader
 from xentrs.corpus.reading import Reading
 from xentrs.corpus.run import Listener
@@ -25,19 +25,12 @@ def count_tokens(
     table = TokenFrequencies(runner.info.vocab_size, runner.encoder.sha256)
     rejected: list[Rejected] = []
     sizes = [source.byte_count for source in sources]
-    reader = PartReader(
-        lambda cursor: read_items(sources, cursor, reading), runner.encoder, runner.info.vocab_size, PART_TOKENS
-    )
+    reader = PartReader(reader_of(sources, reading), runner.encoder, runner.info.vocab_size, PART_TOKENS)
     with AheadReader(reader) as ahead:
         while (part := ahead.next_part()) is not None:
             for document in part.documents:
                 table.update(document.encoded.token_ids)
             rejected += part.rejected
             listener.tokens_scored(part.token_count)
-            listener.part_finished(_byte_position(part.end, sizes))
+            listener.part_finished(part.end.byte_position(sizes))
     return table, rejected
-
-
-def _byte_position(cursor: Cursor, sizes: Sequence[int]) -> int:
-    inside = min(cursor.byte_offset, sizes[cursor.source]) if cursor.source < len(sizes) else 0
-    return sum(sizes[: cursor.source]) + inside

@@ -9,11 +9,9 @@ Logits of both exist for one block of rows at a time; `xentrs.divergences` reads
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
@@ -21,11 +19,11 @@ import xentrs
 from xentrs.corpus.aggregates import Totals
 from xentrs.corpus.ahead import AheadReader
 from xentrs.corpus.batches import Batch, plan_batches
-from xentrs.corpus.columns import document_columns, empty_statistics, statistics
+from xentrs.corpus.columns import statistics
 from xentrs.corpus.journal import RunFolder
 from xentrs.corpus.parts import Part
 from xentrs.corpus.run import Job, Listener, text_job
-from xentrs.corpus.score import BLOCK_BYTES, PartColumns
+from xentrs.corpus.score import BLOCK_BYTES, PartColumns, Statistics, batch_rows, fill_part
 from xentrs.corpus.settings import Settings, protocol_block
 from xentrs.corpus.sources import Source
 from xentrs.corpus.tables import documents_parquet
@@ -114,28 +112,15 @@ def _write_parts(run: RunFolder, job: Job, model: SplitRunner, reference: SplitR
 
 
 def _score_part(part: Part, model: SplitRunner, reference: SplitRunner, settings: Settings) -> PartColumns:
-    row_count = part.row_count
-    columns = empty_statistics(row_count, settings.columns)
-    columns.update({name: np.full(row_count, np.nan) for name in CROSS})
-    scored = np.zeros(row_count, dtype=np.bool_)
-    for batch in plan_batches(part.documents, settings, max_windows=_max_windows(model, reference)):
-        scored[batch.row_index] = True
-        for rows, found in _batch_statistics(batch, model, reference, settings):
-            for name, values in found.items():
-                columns[name][batch.row_index[rows]] = np.asarray(values)
-    columns["flags"][~scored] = int(xentrs.Flag.IGNORED)
-    documents = [document.number for document in part.documents]
-    columns["document"] = np.repeat(np.array(documents, np.int64), [len(entry.wanted) for entry in part.documents])
-    ids = [document.encoded.token_ids[document.wanted] for document in part.documents]
-    columns["token_id"] = np.concatenate([np.zeros(0, np.int64), *ids])
-    return PartColumns(document_columns(part, columns, scored, settings), columns, scored)
+    batches = plan_batches(part.documents, settings, max_windows=_max_windows(model, reference))
+    return fill_part(
+        part, batches, settings, lambda batch: _batch_statistics(batch, model, reference, settings), further=CROSS
+    )
 
 
-def _batch_statistics(
-    batch: Batch, model: SplitRunner, reference: SplitRunner, settings: Settings
-) -> Iterator[tuple[slice, dict[str, Any]]]:
+def _batch_statistics(batch: Batch, model: SplitRunner, reference: SplitRunner, settings: Settings) -> Statistics:
     """Rows of a batch, and what of them is kept: statistics of the reference model, and of both."""
-    p_rows, q_rows = (_rows(runner, batch) for runner in (reference, model))
+    p_rows, q_rows = (batch_rows(batch, runner) for runner in (reference, model))
     count = max(1, BLOCK_BYTES // (8 * reference.info.vocab_size))
     for first in range(0, len(batch.targets), count):
         block = slice(first, first + count)
@@ -143,11 +128,6 @@ def _batch_statistics(
         stats = xentrs.row_stats(p_logits, batch.targets[block], num_threads=settings.num_threads)
         both = xentrs.divergences(p_logits, q_logits, num_threads=settings.num_threads)
         yield block, {**statistics(stats, settings.columns), **{name: getattr(both, name) for name in CROSS}}
-
-
-def _rows(runner: SplitRunner, batch: Batch) -> Any:
-    hidden = runner.hidden_states(batch.input_ids)
-    return hidden.reshape(-1, hidden.shape[-1])[batch.hidden_index]
 
 
 def _max_windows(*runners: SplitRunner) -> int | None:

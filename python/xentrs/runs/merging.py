@@ -12,11 +12,9 @@ from itertools import combinations
 from typing import Any
 
 from xentrs.corpus.aggregates import Totals
-from xentrs.corpus.journal import flatten
+from xentrs.corpus.journal import difference
 from xentrs.errors import ManifestMismatch
 from xentrs.runs.open_run import OpenRun
-
-_SHOWN = 5
 
 
 def merged_totals(runs: Sequence[OpenRun]) -> Totals:
@@ -38,21 +36,11 @@ def check_mergeable(runs: Sequence[OpenRun]) -> None:
     for run in runs:
         run.require_finished()
     for other in runs[1:]:
-        if (text := difference(runs[0].protocol, other.protocol, str(runs[0].path), str(other.path))) is not None:
+        if (text := difference(runs[0].protocol, other.protocol, f"in {runs[0].path}", f"in {other.path}")) is not None:
             raise ManifestMismatch(f"{runs[0].path} and {other.path} have different protocols: {text}")
     for one, other in combinations([run for run in runs if run.inputs], 2):
         if _corpus_key(one) == _corpus_key(other) and _overlap(one.header["reading"], other.header["reading"]):
             raise ManifestMismatch(f"{one.path} and {other.path} hold the same documents: they would count twice")
-
-
-def difference(one: Any, other: Any, one_name: str, other_name: str) -> str | None:
-    """Which entries of two blocks differ; None: none."""
-    old, new = flatten(one), flatten(other)
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    if not names:
-        return None
-    shown = [f"{name}: {old.get(name)} in {one_name}, {new.get(name)} in {other_name}" for name in names[:_SHOWN]]
-    return "; ".join(shown) + (f" (and {len(names) - _SHOWN} more)" if len(names) > _SHOWN else "")
 
 
 def _corpus_key(run: OpenRun) -> str:

@@ -7,7 +7,7 @@ in the manifest is whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-import xentrs
 from xentrs.corpus.aggregates import Totals
 from xentrs.corpus.journal import FORMAT_VERSION, MANIFEST, SUMMARY, part_names, read_manifest
 from xentrs.errors import ManifestMismatch
@@ -133,8 +132,7 @@ class OpenRun:
         totals = Totals()
         names = [name for name in self.document_columns if name != "text"]
         for line, table in zip(self.parts, self.documents(names), strict=True):
-            nll = xentrs.Perplexity.from_bytes(bytes.fromhex(line["nll_state"]))
-            totals.add(table.to_pydict(), nll, len(line["quarantine"]), line["skipped_lines"], group_offset)
+            totals.add_finished(table.to_pydict(), line, group_offset)
         return totals
 
     def _tables(self, kind: int, columns: Sequence[str] | None) -> Iterator[pa.Table]:
@@ -144,8 +142,11 @@ class OpenRun:
                 yield self._read(name, columns)
 
     def _read(self, name: str, columns: Sequence[str] | None) -> pa.Table:
+        return self._opened(name, lambda path: pq.read_table(path, columns=None if columns is None else list(columns)))
+
+    def _opened(self, name: str, read: Callable[[Path], Any]) -> Any:
         try:
-            return pq.read_table(self.path / name, columns=None if columns is None else list(columns))
+            return read(self.path / name)
         except FileNotFoundError:
             raise ManifestMismatch(f"{self.path / name}: missing; xentrs verify tells what else is") from None
         except (pa.ArrowInvalid, OSError) as error:
@@ -155,5 +156,5 @@ class OpenRun:
         for line in self.parts:
             name = part_names(line["part"])[kind]
             if name in line["files"]:
-                return tuple(self._read(name, None).column_names)
+                return tuple(self._opened(name, pq.read_schema).names)
         return ()

@@ -18,12 +18,11 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 import xentrs
-from xentrs.corpus.journal import LOCK, MANIFEST, QUARANTINE, SUMMARY, part_names, read_manifest
+from xentrs.corpus.journal import LOCK, MANIFEST, QUARANTINE, SUMMARY, difference, part_names, read_manifest
 from xentrs.corpus.json_text import dump_line, dump_page
 from xentrs.corpus.tables import SCHEMA_VERSION
 from xentrs.durable import TEMPORARY_MARK
 from xentrs.errors import ManifestMismatch
-from xentrs.runs.merging import difference
 from xentrs.runs.open_run import OpenRun
 
 try:
@@ -199,7 +198,7 @@ def _summary(run: OpenRun, is_whole: bool) -> Iterator[Finding]:
         yield Finding(SUMMARY, "missing: the RUN is unfinished")
         return
     for name in ("protocol", "inputs"):
-        if (text := difference(run.header[name], summary.get(name), MANIFEST, SUMMARY)) is not None:
+        if (text := difference(run.header[name], summary.get(name), f"in {MANIFEST}", f"in {SUMMARY}")) is not None:
             yield Finding(SUMMARY, f"{name} differs: {text}")
     yield from _quarantine(run)
     if not is_whole:
@@ -208,7 +207,7 @@ def _summary(run: OpenRun, is_whole: bool) -> Iterator[Finding]:
     found = {"totals": totals.block(), "best_documents": totals.best(), "worst_documents": totals.worst()}
     found = json.loads(dump_page(found))
     written = {name: summary.get(name) for name in found}
-    if (text := difference(written, found, SUMMARY, "the parts")) is not None:
+    if (text := difference(written, found, f"in {SUMMARY}", "in the parts")) is not None:
         yield Finding(SUMMARY, f"does not follow from the parts: {text}")
 
 
