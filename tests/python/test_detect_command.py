@@ -217,7 +217,12 @@ def test_reference_of_another_tokenizer_or_vocabulary(
         ([{**record, "label": 1} for record in RECORDS], "12 documents of label 1 and 0 of label 0"),
         (RECORDS[:4], "4 documents, expected at least 5"),
         ([*RECORDS, {"text": "x", "label": "maybe"}], "corpus.jsonl:13: label 'maybe', expected one of 1, true"),
-        ([*RECORDS, {"text": "x"}], "corpus.jsonl:13: no label"),
+        ([{"text": text} for text in TEXTS], "0 documents, expected at least 5; 6 documents have no label"),
+        ([*RECORDS[:3], {"text": "x"}, {"text": "y"}], "3 documents, expected at least 5; 2 documents have no label"),
+        (
+            [{**record, "label": 1} for record in RECORDS] + [{"text": "x", "label": None}],
+            "12 documents of label 1 and 0 of label 0, expected both; 1 documents have no label",
+        ),
     ],
 )
 def test_labels_are_checked_before_anything_is_scored(

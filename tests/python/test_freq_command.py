@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -98,3 +102,32 @@ def test_the_vocabulary_is_the_models(xentrs_command: Command, corpus: Path, tin
     result = xentrs_command("freq", "merge", wide, plain, "-o", tmp_path / "both.npz")
     assert result.code == 2
     assert "vocabularies of 384 and 320 tokens" in result.err
+
+
+def test_neither_weights_nor_torch_are_needed(
+    xentrs_command: Command, corpus: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    assert build(xentrs_command, corpus, tiny_model, tmp_path / "with.npz").code == 0
+    bare = shutil.copytree(tiny_model, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    arguments = ["freq", "build", str(corpus), "--model", str(bare), "-o", str(tmp_path / "without.npz"), "--quiet"]
+    code = f"import sys; sys.modules['torch'] = None; from xentrs.cli import main; sys.exit(main({arguments!r}))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "without.npz").read_bytes() == (tmp_path / "with.npz").read_bytes()
+    (bare / "tokenizer.json").write_text("{")
+    broken = build(xentrs_command, corpus, bare, tmp_path / "broken.npz")
+    assert (broken.code, "its tokenizer cannot be loaded" in broken.err) == (2, True)
+
+
+def test_a_back_end_of_its_own_is_loaded(
+    xentrs_command: Command, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import llama_cpp_stand_in
+
+    llama_cpp_stand_in.reset()
+    monkeypatch.setitem(sys.modules, "llama_cpp", llama_cpp_stand_in)
+    model = tmp_path / "tiny.gguf"
+    model.write_bytes(b"GGUF")
+    assert build(xentrs_command, corpus, model, tmp_path / "all.npz").code == 0
+    table = TokenFrequencies.load(tmp_path / "all.npz")
+    assert (table.vocab_size, table.token_count) == (260, sum(len(text.encode()) for text in TEXTS))

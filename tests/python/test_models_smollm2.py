@@ -17,6 +17,7 @@ import pytest
 from conftest import CommandResult
 from xentrs.models import hf, load_model, smollm2
 from xentrs.models.catalog import DEFAULT_MODEL, INSTALL_COMMAND
+from xentrs.models.hf_files import ModelFiles, load_config
 from xentrs.models.runner import ModelError
 
 pytestmark = pytest.mark.slow  # the import alone takes half a minute
@@ -108,12 +109,11 @@ def test_nll_of_every_example_is_within_the_promise(runner: Any) -> None:
 def test_later_loads_cost_little_more_than_reading_the_weights(cache: Path) -> None:
     import torch
 
-    folder = str(cache / "models" / DEFAULT_MODEL)
-    options = {"local_files_only": True, "revision": None}
+    folder = cache / "models" / DEFAULT_MODEL
+    files = ModelFiles(DEFAULT_MODEL, folder, None, is_local=True)
 
     def load() -> None:
-        config = hf._load_config(DEFAULT_MODEL, folder, options)
-        hf._load_weights(DEFAULT_MODEL, folder, config, torch.bfloat16, options)
+        hf._load_weights(files, load_config(files), torch.bfloat16)
 
     def read() -> None:
         Path(folder, "model.safetensors").read_bytes()

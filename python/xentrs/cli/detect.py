@@ -1,7 +1,8 @@
 """`xentrs detect`: was this text in the training data, was it written by a machine, and how sure is that?
 
-In: inputs and a model, or a RUN whose tokens were kept; perhaps labels. Out: scores.parquet in the RUN, with labels
-evaluation.json too; a table on stdout or one JSON object.
+In: inputs and a model, or RUNs whose tokens were kept; perhaps labels. Out: scores.parquet in the RUN or in a folder of
+its own, with labels evaluation.json and, of documents that have none, decisions.parquet too; a table on stdout or one
+JSON object.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from xentrs.cli.score_options import (
     take,
 )
 
-_GO_WITH_RUNS = frozenset({"inputs", "label_key", "scores", "frequencies", "as_json", "quiet"})
+_GO_WITH_RUNS = frozenset({"inputs", "output", "label_key", "scores", "frequencies", "as_json", "quiet"})
 _LABELS = "1/0, true/false, member/nonmember or machine/human"
 
 
@@ -51,8 +52,12 @@ class DetectOptions:
 
 @click.command(name="detect")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("-o", "--output", metavar="RUN", help="The RUN folder to write, or to go on with.")
-@click.option("--label-key", metavar="KEY", help=f"Field of the label: {_LABELS}.")
+@click.option(
+    "-o", "--output", metavar="RUN", help="The RUN folder to write, or to go on with; of RUNs: where scores go."
+)
+@click.option(
+    "--label-key", metavar="KEY", help=f"Field of the label: {_LABELS}; none: decided against known non-members."
+)
 @click.option(
     "--scores", default="all", show_default=True, metavar="all|membership|machine|NAME,...", help="Which scores."
 )
@@ -70,55 +75,74 @@ class DetectOptions:
 def detect_command(inputs: tuple[str, ...], **options: Any) -> int:
     """Membership and machine-text scores, and with labels how well they do.
 
-    INPUT as for `xentrs score`, whose options mean the same; or one RUN of `xentrs score --tokens detect`, and then
-    no model runs. Larger always means member or machine. docs/detection.md says what a score proves.
+    INPUT as for `xentrs score`, whose options mean the same; or RUNs of `xentrs score --tokens detect`, and then no
+    model runs: one, or with -o several as one, such as shards. Larger always means member or machine.
+    docs/detection.md says what a score proves.
     """
     kinds = (DetectOptions, ModelOptions, ReadingOptions, ProtocolOptions)
     detect, model, reading, protocol = (take(kind, options) for kind in kinds)
     require("detect", ("pyarrow", *(("scipy", "sklearn") if detect.label_key is not None else ())))
-    from xentrs.detect.pipeline import Extras, score_run
+    from xentrs.detect.joining import score_runs
     from xentrs.runs.open_run import OpenRun
 
     names = [name.strip() for name in detect.scores.split(",")]
     frequencies = _frequencies(detect, names)
     code = DONE
-    if runs := [name for name in inputs if Path(name, "manifest.jsonl").is_file()]:
+    if any(map(_is_run, inputs)):
         from xentrs.detect.passes import opened_companions
 
-        if len(inputs) > 1:
-            raise CommandError(f"{runs[0]} is a RUN: it is taken alone", USAGE)
-        _check_goes_with_run(runs[0])
-        folder = Path(runs[0])
-        companions = opened_companions(folder)
+        folder = _scores_folder(inputs, detect.output)
+        given = [(OpenRun(name), opened_companions(Path(name))) for name in inputs]
     else:
         from xentrs.cli.detect_passes import make_run
 
         folder, companions, code = make_run(inputs, detect, (model, reading, protocol), names, frequencies)
-    run = OpenRun(folder)
-    documents = score_run(run, names, Extras(frequencies, companions), detect.label_key)
-    _finish(run, documents, detect)
+        given = [(OpenRun(folder), companions)]
+    documents, runs = score_runs(given, names, frequencies, detect.label_key)
+    _finish(folder, runs, documents, detect)
     return code
 
 
-def _finish(run: Any, documents: Any, options: DetectOptions) -> None:
+def _finish(folder: Path, runs: Any, documents: Any, options: DetectOptions) -> None:
     """Judge, write, show."""
     from xentrs.corpus.json_text import dump_page
     from xentrs.detect.judgement import judge
-    from xentrs.detect.output import EVALUATION_FILE, SCORES_FILE, missing_scores, page_of, write_results
+    from xentrs.detect.output import EVALUATION_FILE, TABLES_KEY, missing_scores, page_of, write_results
 
     judgement = None if options.label_key is None else judge(documents)
-    page = page_of(run, documents, judgement, options.label_key)
-    write_results(run.path, documents, None if judgement is None else page)
+    page = page_of(runs, documents, judgement, options.label_key)
+    page = write_results(folder, runs, documents, judgement, page)
     if options.as_json:
         click.echo(dump_page(page).decode("utf-8"), nl=False)
     else:
         click.echo("\n".join(table_lines(documents) if judgement is None else judgement_lines(judgement)))
     sys.stdout.flush()
     if not options.quiet:
-        notes = note_lines(documents, missing_scores(documents), run.protocol["window"])
-        written = [SCORES_FILE, *([] if judgement is None else [EVALUATION_FILE])]
-        notes.append(f"written to {run.path}: {', '.join(written)}")
+        notes = note_lines(documents, missing_scores(documents), runs[0].run.protocol["window"])
+        written = [*page[TABLES_KEY], *([] if judgement is None else [EVALUATION_FILE])]
+        notes.append(f"written to {folder}: {', '.join(written)}")
         click.echo("\n".join(notes), err=True)
+
+
+def _is_run(name: str) -> bool:
+    return Path(name, "manifest.jsonl").is_file()
+
+
+def _scores_folder(inputs: tuple[str, ...], output: str | None) -> Path:
+    """Where scores of these RUNs go."""
+    run = next(filter(_is_run, inputs))
+    for name in inputs:
+        if not _is_run(name):
+            raise CommandError(f"{run} is a RUN: it is taken alone or with other RUNs, and {name} is none", USAGE)
+    if (option := given_beyond(_GO_WITH_RUNS)) is not None:
+        raise CommandError(f"{option} does not go with {run}: that RUN is scored already", USAGE)
+    if output is None and len(inputs) > 1:
+        raise CommandError("several RUNs need -o OUT: a folder for their scores", USAGE)
+    if output is not None and _is_run(output):
+        raise CommandError(
+            f"-o {output}: is a RUN; scores of RUNs go into one without -o, or into another folder", USAGE
+        )
+    return Path(run if output is None else output)
 
 
 def _frequencies(options: DetectOptions, names: list[str]) -> Any:
@@ -133,9 +157,3 @@ def _frequencies(options: DetectOptions, names: list[str]) -> Any:
         if getattr(options, option) is not None and not is_used:
             raise CommandError(f"no score of --scores {options.scores} uses --{option.replace('_', '-')}", USAGE)
     return None if options.frequencies is None else load_table(options.frequencies)
-
-
-def _check_goes_with_run(run: str) -> None:
-    """Refuse options that would do nothing."""
-    if (option := given_beyond(_GO_WITH_RUNS)) is not None:
-        raise CommandError(f"{option} does not go with {run}: that RUN is scored already", USAGE)

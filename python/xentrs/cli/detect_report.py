@@ -12,22 +12,30 @@ if TYPE_CHECKING:
     from xentrs.detect.evaluation import ScoreEvaluation
     from xentrs.detect.judgement import Judgement
     from xentrs.detect.pipeline import ScoredDocuments
+    from xentrs.detect.unlabeled import Unlabeled
 
 _HEADER = ("score", "AUROC", "95 %", "TPR at 1 % FPR", "TPR at 5 % FPR", "documents", "beats words alone")
+_UNLABELED_HEADER = ("score", "documents", "known non-members", "lowest p-value", "decided", "")
 _SHOWN_DOCUMENTS = 3
 
 
 def judgement_lines(judgement: Judgement) -> list[str]:
-    """One line for each score, best first as they were asked for, the blind baseline's last, and what follows."""
+    """One line for each score, best first as they were asked for, the blind baseline's last, and what follows; then the
+    documents without a label.
+    """
     from xentrs.report.terminal import aligned
 
-    scores = judgement.evaluation.scores
-    rows = [_row(entry, _beats(judgement, name)) for name, entry in scores.items()]
-    if judgement.blind is not None:
-        rows.append(_blind_row(judgement.blind))
-    lines = list(aligned([_HEADER, *rows]))
-    lines += [f"{name}: not evaluated: {entry.reason}" for name, entry in judgement.evaluation.unevaluated.items()]
-    return [*lines, *_blind_lines(judgement), *_decision_lines(judgement)]
+    lines: list[str] = []
+    if judgement.evaluation is None:
+        lines.append(f"no evaluation: {judgement.evaluation_reason}")
+    else:
+        rows = [_row(entry, _beats(judgement, name)) for name, entry in judgement.evaluation.scores.items()]
+        if judgement.blind is not None:
+            rows.append(_blind_row(judgement.blind))
+        lines += aligned([_HEADER, *rows])
+        lines += [f"{name}: not evaluated: {entry.reason}" for name, entry in judgement.evaluation.unevaluated.items()]
+        lines += [*_blind_lines(judgement), *_decision_lines(judgement)]
+    return lines if judgement.unlabeled is None else [*lines, *_unlabeled_lines(judgement.unlabeled)]
 
 
 def table_lines(documents: ScoredDocuments) -> list[str]:
@@ -57,6 +65,8 @@ def note_lines(documents: ScoredDocuments, missing: dict[str, Any], window: int 
         lines.append(
             f"warning: {count:,} documents do not fit into one window with {name}: their later tokens lack some"
         )
+    for name, run in documents.left_out_passes.items():
+        lines.append(f"the pass {name} is left out: {run} has none")
     if documents.no_texts_reason is not None:
         lines.append(f"no texts: {documents.no_texts_reason}")
     for what, columns in _grouped({name: _missing_text(entry) for name, entry in missing.items()}):
@@ -132,3 +142,29 @@ def _decision_lines(judgement: Judgement) -> list[str]:
         f"of {first.q:g}: {found}.",
         *(f"{text}." if len(counts) == 0 else f"{names}: {text}." for text, names in _grouped(notes)),
     ]
+
+
+def _unlabeled_lines(unlabeled: Unlabeled) -> list[str]:
+    """A line for each score: which documents without a label it tells from known non-members, one by one."""
+    from xentrs.report.terminal import aligned, number, printable
+
+    rows, notes = [], {}
+    block = unlabeled.block()
+    for name, entry in block["scores"].items():
+        lowest = "-" if entry["lowest_p_value"] is None else number(entry["lowest_p_value"])
+        ids = ", ".join(printable(identifier) for identifier in entry["decided_ids"][:_SHOWN_DOCUMENTS])
+        more = ", ..." if entry["decided"] > _SHOWN_DOCUMENTS else ""
+        there = len(unlabeled.places) - entry["nan_count"]
+        rows.append((name, f"{there:,}", f"{entry['reference_count']:,}", lowest, f"{entry['decided']:,}", ids + more))
+        if entry["note"] is not None:
+            notes[name] = entry["note"]
+    q = next((entry.q for entry in unlabeled.decisions.values()), None)
+    lines = (
+        [] if q is None else [f"Documents without a label, decided at a false discovery rate of {q:g} by each score:"]
+    )
+    lines += aligned([_UNLABELED_HEADER, *rows])
+    lines += [f"{names}: {text}." for text, names in _grouped(notes)]
+    lines += [f"{names}: not decided: {text}" for text, names in _grouped(unlabeled.undecided)]
+    if unlabeled.sentence is not None:
+        return [*lines, unlabeled.sentence]
+    return [*lines, f"no blind baseline of them: {unlabeled.blind_reason}"]

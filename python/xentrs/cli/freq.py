@@ -12,17 +12,16 @@ from typing import Any
 import rich_click as click
 
 from xentrs.cli.exit_codes import DONE, QUARANTINED, USAGE, CommandError
-from xentrs.cli.extras import require_model
+from xentrs.cli.extras import require_tokenizer
 from xentrs.cli.score import DEFAULT_MODEL_LINE
 from xentrs.cli.score_options import (
-    ModelOptions,
     ReadingOptions,
-    load_runner,
+    TokenizerOptions,
     make_reading,
-    model_options,
     open_inputs,
     reading_options,
     take,
+    tokenizer_options,
 )
 
 
@@ -35,12 +34,16 @@ def freq_group() -> None:
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("-o", "--output", metavar="FILE", required=True, help="The table; it is replaced when it is whole.")
 @click.option("--quiet", is_flag=True, help="Nothing on stderr but errors.")
-@model_options
+@tokenizer_options
 @reading_options
 def build_command(inputs: tuple[str, ...], output: str, quiet: bool, **options: Any) -> int:
-    """Count the tokens of INPUT as the model's tokenizer cuts it. Shards (--shard) are added up by `freq merge`."""
-    model, reading = take(ModelOptions, options), take(ReadingOptions, options)
-    require_model("freq", model.model, model.runner)
+    """Count the tokens of INPUT as the model's tokenizer cuts it.
+
+    Of a transformers model the tokenizer alone is loaded: no weights need be there. Shards (--shard) are added up by
+    `freq merge`.
+    """
+    model, reading = take(TokenizerOptions, options), take(ReadingOptions, options)
+    require_tokenizer("freq", model.model, model.runner)
     _check_folder(output)
     if model.model is None:
         click.echo(DEFAULT_MODEL_LINE, err=True)
@@ -49,9 +52,9 @@ def build_command(inputs: tuple[str, ...], output: str, quiet: bool, **options: 
 
     known = make_reading(reading)
     sources = open_inputs(inputs, reading, known)
-    runner = load_runner(model)
+    tokenizer = _load_tokenizer(model)
     with Progress(sum(source.byte_count for source in sources), sys.stderr, quiet) as progress:
-        table, rejected = count_tokens(runner, sources, known, progress)
+        table, rejected = count_tokens(tokenizer, sources, known, progress)
     table.save(output)
     _say(table, output, quiet)
     for entry in rejected[:10]:
@@ -86,6 +89,15 @@ def load_table(file: str) -> Any:
     except FileNotFoundError:
         raise CommandError(f"{file}: no such file", USAGE) from None
     except FormatError as error:
+        raise CommandError(str(error), USAGE) from None
+
+
+def _load_tokenizer(options: TokenizerOptions) -> Any:
+    from xentrs.models import DEFAULT_MODEL, ModelError, load_tokenizer
+
+    try:
+        return load_tokenizer(options.model or DEFAULT_MODEL, options.revision, options.runner)
+    except ModelError as error:
         raise CommandError(str(error), USAGE) from None
 
 

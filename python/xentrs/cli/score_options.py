@@ -34,6 +34,15 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
+class TokenizerOptions:
+    """Whose tokenizer."""
+
+    model: str | None
+    revision: str | None
+    runner: str | None
+
+
+@dataclass(frozen=True)
 class ReadingOptions:
     """Which records, and what of them."""
 
@@ -67,10 +76,18 @@ def decorated(options: list[Callable[..., Any]]) -> Callable[..., Any]:
     return lambda command: reduce(lambda inner, option: option(inner), reversed(options), command)
 
 
+_MODEL = click.option("--model", metavar="NAME", help=f"Imported name, folder or Hub id.  [default: {DEFAULT_MODEL}]")
+_REVISION = click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub id.")
+_RUNNER = click.option(
+    "--runner", metavar="NAME", help="Back end: an installed entry point of xentrs.runners, or gguf."
+)
+
+tokenizer_options = decorated([_MODEL, _REVISION, _RUNNER])
+
 model_options = decorated(
     [
-        click.option("--model", metavar="NAME", help=f"Imported name, folder or Hub id.  [default: {DEFAULT_MODEL}]"),
-        click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hub id."),
+        _MODEL,
+        _REVISION,
         click.option(
             "--dtype",
             type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
@@ -79,7 +96,7 @@ model_options = decorated(
             help="auto: as stored, bfloat16 only where the CPU multiplies it.",
         ),
         click.option("--device", default="cpu", show_default=True, help="Where the model's body runs."),
-        click.option("--runner", metavar="NAME", help="Back end: an installed entry point of xentrs.runners, or gguf."),
+        _RUNNER,
         click.option(
             "--threads",
             type=POSITIVE,
@@ -88,26 +105,40 @@ model_options = decorated(
     ]
 )
 
+_TEXT_OPTIONS = [
+    click.option("--text-key", default="text", show_default=True, help="Field of the text."),
+    click.option("--id-key", default="id", show_default=True, help="Field of the id; without one: file#line."),
+]
+_FIELD_OPTIONS = [
+    *_TEXT_OPTIONS,
+    click.option("--context-key", metavar="KEY", help="Pairs: field of the context, which conditions only."),
+    click.option("--continuation-key", metavar="KEY", help="Pairs: field of the continuation, which is scored."),
+    click.option(
+        "--messages-key",
+        metavar="KEY",
+        help="Chats: field of the messages; the tokenizer's template is applied, assistant turns are scored.",
+    ),
+]
+_CHOICE_OPTIONS = [
+    click.option("--stdin-format", type=click.Choice(["txt", "jsonl"]), default="txt", show_default=True),
+    click.option("--skip", type=click.IntRange(min=0), default=0, help="Leave out so many records at the start."),
+    click.option("--limit", type=POSITIVE, help="Read at most so many records."),
+]
+
 reading_options = decorated(
     [
-        click.option("--text-key", default="text", show_default=True, help="Field of the text."),
-        click.option("--id-key", default="id", show_default=True, help="Field of the id; without one: file#line."),
-        click.option("--context-key", metavar="KEY", help="Pairs: field of the context, which conditions only."),
-        click.option("--continuation-key", metavar="KEY", help="Pairs: field of the continuation, which is scored."),
-        click.option(
-            "--messages-key",
-            metavar="KEY",
-            help="Chats: field of the messages; the tokenizer's template is applied, assistant turns are scored.",
-        ),
+        *_FIELD_OPTIONS,
         click.option("--by", multiple=True, metavar="KEY", help="Totals by the values of this field, too; repeatable."),
-        click.option("--stdin-format", type=click.Choice(["txt", "jsonl"]), default="txt", show_default=True),
-        click.option("--skip", type=click.IntRange(min=0), default=0, help="Leave out so many records at the start."),
-        click.option("--limit", type=POSITIVE, help="Read at most so many records."),
+        *_CHOICE_OPTIONS,
         click.option(
             "--shard", metavar="I/N", help="Every N-th record from the I-th on: one process each, then merge."
         ),
     ]
 )
+record_options = decorated([*_FIELD_OPTIONS, *_CHOICE_OPTIONS])
+"""For commands that take records as they come: nothing is grouped or spread over processes."""
+text_options = decorated([*_TEXT_OPTIONS, *_CHOICE_OPTIONS])
+"""For those that know texts alone."""
 
 protocol_options = decorated(
     [
@@ -137,6 +168,15 @@ protocol_options = decorated(
 def take(kind: type[Any], options: dict[str, Any]) -> Any:
     """Moves the fields of `kind` out of what click parsed into one."""
     return kind(**{field.name: options.pop(field.name) for field in fields(kind)})
+
+
+def take_records(options: dict[str, Any]) -> ReadingOptions:
+    """What `record_options` or `text_options` gave."""
+    for name in ("context_key", "continuation_key", "messages_key", "shard"):
+        options.setdefault(name)
+    options.setdefault("by", ())
+    reading: ReadingOptions = take(ReadingOptions, options)
+    return reading
 
 
 def given_beyond(allowed: Collection[str]) -> str | None:

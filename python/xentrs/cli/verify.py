@@ -1,6 +1,7 @@
 """`xentrs verify`: is a RUN whole, and do its figures follow from its tokens and, with --rescore, from its inputs?
 
-In: a RUN folder. Out: findings on stdout, as lines or one JSON object; exit code 0 without one, else 1.
+In: a RUN folder, with what `xentrs detect` has left in it. Out: findings on stdout, as lines or one JSON object; exit
+code 0 without one, else 1.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 @click.option("--model", metavar="NAME", help="Where the model lies now.  [default: as when the RUN was made]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def verify_command(run: str, rescore: int | None, seed: int, model: str | None, as_json: bool) -> int:
-    """Check a RUN: files, hashes, counts, sums, totals.
+    """Check a RUN: files, hashes, counts, sums, totals; the same of its passes in companions/, and whether scores and
+    evaluation of `xentrs detect` are of these tokens.
 
     --rescore scores documents again from the inputs. On the same machine and in the same batch the bits are the same;
     else nll may be off by 1e-3 (relative, absolute below 1 nat; a float16 body 2e-2, bfloat16 1e-1), as the model's
@@ -34,21 +36,26 @@ def verify_command(run: str, rescore: int | None, seed: int, model: str | None, 
     """
     require("verify", ("pyarrow",))
     from xentrs.corpus.json_text import dump_page
+    from xentrs.detect.verification import verify_detection
     from xentrs.runs.verification import verify_run
 
     findings, parts = verify_run(Path(run))
+    found, passes = verify_detection(Path(run))
+    findings += found
     # Scores of a RUN that is not what was written prove nothing.
     comparison = _rescored(Path(run), rescore, seed, model) if rescore is not None and not findings else None
     passed = not findings and (comparison is None or comparison.passed)
     if as_json:
-        page: dict[str, Any] = {"passed": passed, "parts": parts, "findings": [asdict(found) for found in findings]}
+        page: dict[str, Any] = {"passed": passed, "parts": parts, "passes": passes}
+        page["findings"] = [asdict(found) for found in findings]
         page["rescore"] = None if comparison is None else {"passed": comparison.passed, **asdict(comparison)}
         click.echo(dump_page(page).decode("utf-8"), nl=False)
     else:
         lines = [f"{found.file}: {found.message}" for found in findings]
         lines += [] if comparison is None else _comparison_lines(comparison)
         verdict = f"{run}: {parts:,} parts verified" if passed else f"{run}: not verified"
-        click.echo("\n".join(_printable([*lines, verdict])))
+        also = "".join(f", {count:,} of {name}" for name, count in passes.items()) if passed else ""
+        click.echo("\n".join(_printable([*lines, verdict + also])))
     return DONE if passed else FAILED
 
 

@@ -1,6 +1,6 @@
 """Token counts of a corpus of any input format, in constant memory.
 
-In: a runner, whose encoder alone works, sources. Out: `TokenFrequencies`, and records that could not be read.
+In: a tokenizer, sources. Out: `TokenFrequencies`, and records that could not be read.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from xentrs.corpus.run import Listener
 from xentrs.corpus.settings import PART_TOKENS
 from xentrs.corpus.sources import Source
 from xentrs.detect.frequency import TokenFrequencies
-from xentrs.models import SplitRunner
+from xentrs.models import ModelTokenizer
 
 
 def count_tokens(
-    runner: SplitRunner, sources: Sequence[Source], reading: Reading, listener: Listener
+    tokenizer: ModelTokenizer, sources: Sequence[Source], reading: Reading, listener: Listener
 ) -> tuple[TokenFrequencies, list[Rejected]]:
     """Every token of every document, contexts and templates included."""
-    table = TokenFrequencies(runner.info.vocab_size, runner.encoder.sha256)
+    table = TokenFrequencies(tokenizer.vocab_size, tokenizer.encoder.sha256)
     rejected: list[Rejected] = []
     sizes = [source.byte_count for source in sources]
-    reader = PartReader(reader_of(sources, reading), runner.encoder, runner.info.vocab_size, PART_TOKENS)
+    reader = PartReader(reader_of(sources, reading), tokenizer.encoder, tokenizer.vocab_size, PART_TOKENS)
     with AheadReader(reader) as ahead:
         while (part := ahead.next_part()) is not None:
             for document in part.documents:

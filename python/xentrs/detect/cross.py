@@ -26,7 +26,7 @@ from xentrs.corpus.run import Job, Listener, text_job
 from xentrs.corpus.score import BLOCK_BYTES, PartColumns, Statistics, batch_rows, fill_part
 from xentrs.corpus.settings import Settings, protocol_block
 from xentrs.corpus.sources import Source
-from xentrs.corpus.tables import documents_parquet
+from xentrs.corpus.tables import SCHEMA_VERSION, documents_parquet
 from xentrs.detect.pipeline import CROSS
 from xentrs.errors import ParamError
 from xentrs.models import SplitRunner
@@ -91,7 +91,8 @@ def write_cross(
         if run.finished_summary() is None:
             number = _write_parts(run, job, model, reference, listener)
             totals = OpenRun(folder).totals() if number else Totals()
-            run.finish({"protocol": protocol, "parts": number, "totals": totals.block()}, {})
+            found = {"totals": totals.block(), "best_documents": totals.best(), "worst_documents": totals.worst()}
+            run.finish({**job.fingerprint(), "protocol": protocol, "parts": number, **found}, {})
 
 
 def _write_parts(run: RunFolder, job: Job, model: SplitRunner, reference: SplitRunner, listener: Listener) -> int:
@@ -139,5 +140,6 @@ def _tokens_parquet(columns: PartColumns) -> bytes:
     floats = ("nll", *CROSS)
     arrays = [pa.array(columns.tokens[name], mask=unscored if name in floats else None) for name in _COLUMNS]
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays(arrays, names=list(_COLUMNS)), sink, compression="zstd", compression_level=3)
+    table = pa.Table.from_arrays(arrays, names=list(_COLUMNS), metadata={"xentrs_schema": SCHEMA_VERSION})
+    pq.write_table(table, sink, compression="zstd", compression_level=3)
     return sink.getvalue()

@@ -58,7 +58,8 @@ class ScoredDocuments:
     numbers: list[int] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
-    labels: list[bool] | None = None
+    labels: list[bool | None] | None = None
+    """None where nobody asked for them, or of one document where it has none."""
     texts: list[str] | None = None
     """As they were tokenised; None where nobody needs them, or they are not to be had."""
     no_texts_reason: str | None = None
@@ -71,6 +72,8 @@ class ScoredDocuments:
     """Documents longer than a window."""
     cut_shots_counts: dict[str, int] = field(default_factory=dict)
     """By pass, documents that do not fit into one window with the shots."""
+    left_out_passes: dict[str, str] = field(default_factory=dict)
+    """Passes that not every one of several RUNs has, and the first RUN that lacks it."""
 
 
 def wanted_needs(names: Sequence[str]) -> tuple[set[str], set[str]]:
@@ -93,13 +96,15 @@ def require_needs(names: Sequence[str], held: Iterable[str], no_texts_reason: st
                 raise MissingColumn(f"score {request.score.name} needs {need}: {hint}")
 
 
-def score_run(run: OpenRun, names: Sequence[str], extras: Extras, label_key: str | None = None) -> ScoredDocuments:
-    """Score the documents of a finished RUN.
+def score_run(
+    run: OpenRun, names: Sequence[str], extras: Extras, label_key: str | None = None, *, may_be_empty: bool = False
+) -> ScoredDocuments:
+    """Score the documents of a finished RUN; `joining.score_runs` does it for several.
 
     Raises:
         MissingColumn: a score that was named, or the label, needs a column that the RUN lacks; the message names the
             option.
-        ParamError: a label is none, the frequencies are of another tokenizer, or the RUN has no document.
+        ParamError: a label is another value, the frequencies are of another tokenizer, or the RUN has no document.
         ManifestMismatch: the RUN is unfinished or damaged.
     """
     run.require_finished()
@@ -117,7 +122,7 @@ def score_run(run: OpenRun, names: Sequence[str], extras: Extras, label_key: str
         found.windowed_count += _longer(documents, run)
         _add(found, documents, part_texts, label_key)
         _add_scores(found, pieces, part(zlib_counts), names)
-    if not found.numbers:
+    if not found.numbers and not may_be_empty:
         raise ParamError(f"{run.path}: no document")
     found.values = {name: np.concatenate(held) for name, held in pieces.items()}
     found.cut_shots_counts = _cut_shots(extras.companions)
@@ -166,7 +171,7 @@ def _texts(run: OpenRun, found: ScoredDocuments) -> Iterator[tuple[int, str]] | 
     except (InputChangedError, MissingColumn) as error:
         found.no_texts_reason = str(error)
         return None
-    found.texts = []
+    found.texts = None if found.labels is None else []
     return chain([] if first is None else [first], texts)
 
 
@@ -195,7 +200,7 @@ def _add(
     if found.labels is not None:
         values = zip(documents[f"by_{label_key}"], documents["id"], strict=True)
         found.labels += [label_of(value, f"document {identifier}") for value, identifier in values]
-    if found.texts is not None and texts is not None and found.labels is not None:
+    if found.texts is not None and texts is not None:
         found.texts += texts
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from xentrs.corpus.documents import Cursor, Document, Rejected, read_items
 from xentrs.corpus.reading import Reading
 from xentrs.corpus.sources import Source
-from xentrs.detect.checked_inputs import too_few
+from xentrs.detect.checked_inputs import FEWEST_DOCUMENTS, too_few
 from xentrs.errors import ParamError
 
 LABELS = {
@@ -23,17 +23,30 @@ LABELS = {
 _SEPARATOR = "\n\n"
 
 
-def label_of(value: str | None, record: str) -> bool:
-    """A label as text to True for a member or a machine.
+def label_of(value: str | None, record: str) -> bool | None:
+    """A label as text to True for a member or a machine; None of a record that has no label.
 
     Raises:
-        ParamError: another value, or none.
+        ParamError: another value.
     """
-    label = LABELS.get((value or "").lower())
+    if value is None:
+        return None
+    label = LABELS.get(value.lower())
     if label is None:
-        came = "no label" if value is None else f"label {value!r}"
-        raise ParamError(f"{record}: {came}, expected one of {', '.join(LABELS)}")
+        raise ParamError(f"{record}: label {value!r}, expected one of {', '.join(LABELS)}")
     return label
+
+
+def labels_lack(labels: Sequence[bool | None]) -> str | None:
+    """Why nothing can be said with these labels; None where something can: an evaluation, or decisions about documents
+    without a label against known non-members.
+    """
+    known = np.array([label for label in labels if label is not None], dtype=np.bool_)
+    unlabeled = len(labels) - len(known)
+    reason = too_few(known)
+    if reason is None or (unlabeled and len(known) >= FEWEST_DOCUMENTS and not known.any()):
+        return None
+    return f"{reason}; {unlabeled} documents have no label" if unlabeled else reason
 
 
 def check_records(
@@ -42,10 +55,10 @@ def check_records(
     """Read everything once: hours of scoring should not end at a label.
 
     Raises:
-        ParamError: a label is none of `LABELS`, there are fewer than 5 documents or one class only, a text is a shot.
+        ParamError: a label is none of `LABELS`, `labels_lack` says why they do not do, a text is a shot.
     """
     known = {shot.strip() for shot in shots}
-    labels: list[bool] = []
+    labels: list[bool | None] = []
     for document in _documents(sources, reading):
         if document.fields.text.strip() in known:
             raise ParamError(
@@ -54,7 +67,7 @@ def check_records(
             )
         if label_key is not None:
             labels.append(label_of(document.fields.by.get(label_key), f"{document.source}:{document.line}"))
-    reason = too_few(np.array(labels, dtype=np.bool_)) if label_key is not None else None
+    reason = labels_lack(labels) if label_key is not None else None
     if reason is not None:
         raise ParamError(f"--label-key {label_key}: {reason}")
 

@@ -95,7 +95,7 @@ class DocumentTokens:
         for name in _INTEGERS:
             if (values := getattr(self, name)) is not None:
                 self._set(name, _integers(values, name, count))
-        if self.rank is not None and (self.rank < 1).any():
+        if self.rank is not None and ((self.rank < 1) & ~np.isnan(self.nll)).any():
             raise ParamError("rank holds 0, expected ranks from 1: tokens without a score are to be left out")
         renyi = self.renyi_entropy.items()
         self._set("renyi_entropy", {o: column_of(v, f"renyi_entropy_{o:g}", count, "nll") for o, v in renyi})
@@ -140,6 +140,8 @@ class DocumentTokens:
             is_nan = np.zeros(len(self.nll), dtype=np.bool_)
             for column in self.columns_of(need) or ():
                 is_nan |= np.isnan(column)
+            if need == "rank":  # an integer, 0 where the prediction is NaN
+                is_nan |= self.rank < 1
             self._nan_by_need[need] = sums(is_nan.astype(np.float64), self.offsets) > 0
         return self._nan_by_need[need]
 

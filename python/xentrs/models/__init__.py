@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from xentrs.models.catalog import DEFAULT_MODEL, ImportedModel, cache_folder, imported_models
-from xentrs.models.runner import EncodedText, ModelError, ModelInfo, Runner, SplitRunner, TextEncoder
+from xentrs.models.runner import EncodedText, ModelError, ModelInfo, ModelTokenizer, Runner, SplitRunner, TextEncoder
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -18,6 +18,7 @@ __all__ = [
     "ImportedModel",
     "ModelError",
     "ModelInfo",
+    "ModelTokenizer",
     "Runner",
     "SplitRunner",
     "TextEncoder",
@@ -25,6 +26,7 @@ __all__ = [
     "cache_folder",
     "imported_models",
     "load_model",
+    "load_tokenizer",
     "set_threads",
 ]
 
@@ -74,6 +76,20 @@ def load_model(
     except Exception as error:  # whatever another package raises when it is imported
         raise ModelError(f"runner {runner}: {points[runner].value} cannot be imported: {error}") from None
     return as_split_runner(factory(name_or_path, **options))
+
+
+def load_tokenizer(name_or_path: str, revision: str | None = None, runner: str | None = None) -> ModelTokenizer:
+    """The tokenizer of a model, and the size of the model's vocabulary. With transformers no weights are needed;
+    another back end knows its tokenizer only with the model, which is loaded whole.
+
+    Arguments and errors are those of `load_model`; that there are weights is not checked.
+    """
+    if runner == "transformers" or (runner is None and not name_or_path.lower().endswith(".gguf")):
+        from xentrs.models.hf_files import load_transformers_tokenizer
+
+        return load_transformers_tokenizer(name_or_path, revision)
+    model = load_model(name_or_path, revision, runner=runner)
+    return ModelTokenizer(model.encoder, model.info.vocab_size)
 
 
 def as_split_runner(runner: Any) -> SplitRunner:

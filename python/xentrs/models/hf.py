@@ -7,8 +7,6 @@ it is, so that no logits need exist; a model whose head is not understood runs w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,9 @@ import numpy as np
 import torch
 import transformers
 
-from xentrs.models.catalog import ModelSource, resolve_model
+from xentrs.models.catalog import resolve_model
 from xentrs.models.head_torch import Head, find_head
+from xentrs.models.hf_files import ModelFiles, first_line, load_config, load_tokenizer, locate, quiet_transformers
 from xentrs.models.identity import folder_sha256
 from xentrs.models.runner import FloatArray, IntArray, LinearHead, ModelError, ModelInfo
 from xentrs.models.tokenizer import FastTextEncoder
@@ -30,26 +29,22 @@ _PROBE_LENGTH = 6
 def load_transformers_model(name: str, *, revision: str | None, dtype: str, device: str) -> TransformersRunner:
     """Load `name`; see `xentrs.models.load_model`."""
     source = resolve_model(name)
-    if source.folder is not None and revision is not None:
-        raise ModelError(f"model {name}: --revision is for Hub ids; this is a folder")
-    with _quiet_transformers():
-        folder, commit = _locate(source, revision)
-        options: dict[str, Any] = {"local_files_only": folder is not None, "revision": commit}
-        location = str(folder) if folder is not None else name
-        config = _load_config(name, location, options)
+    with quiet_transformers():
+        files = locate(source, revision)
+        config = load_config(files)
+        _require_causal(name, config)
         torch_dtype, dtype_reason = choose_dtype(dtype, config, device)
-        model = _load_weights(name, location, config, torch_dtype, options)
-        tokenizer = _load_tokenizer(name, location, options)
+        model = _load_weights(files, config, torch_dtype)
+        tokenizer = load_tokenizer(files)
     try:
         model.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device {device}: {_first_line(error)}") from None
-    held = folder if folder is not None else _snapshot_folder(name, commit)
-    encoder = FastTextEncoder(tokenizer, name, held)
+        raise ModelError(f"device {device}: {first_line(error)}") from None
+    encoder = FastTextEncoder(tokenizer, name, files.folder)
     info = ModelInfo(
         name=name,
-        revision=commit,
-        sha256=folder_sha256(held),
+        revision=files.commit,
+        sha256=folder_sha256(files.folder),
         dtype=str(torch_dtype).removeprefix("torch."),
         dtype_reason=dtype_reason,
         device=device,
@@ -193,34 +188,7 @@ def cpu_has_fast_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def _locate(source: ModelSource, revision: str | None) -> tuple[Path | None, str | None]:
-    """The folder, or the commit a Hub id resolves to."""
-    if source.folder is not None:
-        return source.folder, None
-    from huggingface_hub import hf_hub_download
-
-    try:
-        path = Path(hf_hub_download(source.name, "config.json", revision=revision))
-    except Exception as error:  # the Hub client raises many kinds; all mean that the model cannot be had
-        at = f" at revision {revision}" if revision else ""
-        raise ModelError(
-            f"model {source.name}{at}: no imported model, no folder, "
-            f"and not to be had from the Hub ({_first_line(error)})"
-        ) from None
-    return None, path.parent.name
-
-
-def _snapshot_folder(name: str, commit: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(name, "config.json", revision=commit)).parent
-
-
-def _load_config(name: str, location: str, options: dict[str, Any]) -> Any:
-    try:
-        config = transformers.AutoConfig.from_pretrained(location, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"model {name}: {_first_line(error)}") from None
+def _require_causal(name: str, config: Any) -> None:
     mapping = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     declared = config.architectures or []
     known = {entry for value in mapping.values() for entry in ([value] if isinstance(value, str) else value)}
@@ -228,29 +196,27 @@ def _load_config(name: str, location: str, options: dict[str, Any]) -> Any:
     if config.is_encoder_decoder or not causal:
         what = ", ".join(declared) or config.model_type
         raise ModelError(f"model {name}: {what} is not a causal language model")
-    return config
 
 
-def _load_weights(name: str, location: str, config: Any, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+def _load_weights(files: ModelFiles, config: Any, dtype: torch.dtype) -> Any:
+    name = files.name
     try:
         auto: Any = transformers.AutoModelForCausalLM
         model, loading = auto.from_pretrained(
-            location, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+            files.location,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            **files.options,
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise ModelError(f"model {name}: {_first_line(error)}") from None
+        raise ModelError(f"model {name}: {first_line(error)}") from None
     except Exception as error:  # safetensors' own error class derives from Exception alone
-        raise ModelError(f"model {name}: weights cannot be read: {_first_line(error)}") from None
+        raise ModelError(f"model {name}: weights cannot be read: {first_line(error)}") from None
     if missing := sorted(loading["missing_keys"]):
         raise ModelError(f"model {name}: {len(missing)} weights are missing, e.g. {missing[0]}")
     return model.eval()
-
-
-def _load_tokenizer(name: str, location: str, options: dict[str, Any]) -> Any:
-    try:
-        return transformers.AutoTokenizer.from_pretrained(location, **options)
-    except Exception as error:  # the tokenizers library raises plain Exception
-        raise ModelError(f"model {name}: its tokenizer cannot be loaded: {_first_line(error)}") from None
 
 
 def _vocab_size(model: Any) -> int:
@@ -265,23 +231,3 @@ def _max_length(config: Any, tokenizer: Any) -> int | None:
     if length is None and tokenizer.model_max_length < 10**9:  # transformers writes 10**30 for "unknown"
         length = int(tokenizer.model_max_length)
     return length
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bars and warnings of transformers while loading; what matters is checked and said by us."""
-    logging: Any = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -96,6 +96,15 @@ class TextEncoder(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class ModelTokenizer:
+    """What there is of a model when only its tokenizer is loaded."""
+
+    encoder: TextEncoder
+    vocab_size: int
+    """Columns of the model's logits."""
+
+
 class Runner(Protocol):
     """A back end of one's own: any object with these two methods. `xentrs.Scorer` takes it as its model, and a factory
     `(name, **options) -> Runner` can be registered as an entry point of the group `xentrs.runners`.

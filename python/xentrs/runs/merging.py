@@ -25,31 +25,39 @@ def merged_totals(runs: Sequence[OpenRun]) -> Totals:
     """
     check_mergeable(runs)
     totals = Totals()
-    offsets = _group_offsets(runs)
-    for run in runs:
-        totals.merge(run.totals(offsets[_corpus_key(run)]))
+    for run, offset in zip(runs, document_offsets(runs), strict=True):
+        totals.merge(run.totals(offset))
     return totals
 
 
 def check_mergeable(runs: Sequence[OpenRun]) -> None:
     """See `merged_totals`."""
+    require_one_protocol(runs)
+    for one, other in combinations([run for run in runs if run.inputs], 2):
+        if _corpus_key(one) == _corpus_key(other) and _overlap(one.header["reading"], other.header["reading"]):
+            raise ManifestMismatch(f"{one.path} and {other.path} hold the same documents: they would count twice")
+
+
+def require_one_protocol(runs: Sequence[OpenRun]) -> None:
+    """Check that RUNs are finished and their figures comparable.
+
+    Raises:
+        ManifestMismatch: they are not; the message names the fields.
+    """
     for run in runs:
         run.require_finished()
     for other in runs[1:]:
         if (text := difference(runs[0].protocol, other.protocol, f"in {runs[0].path}", f"in {other.path}")) is not None:
             raise ManifestMismatch(f"{runs[0].path} and {other.path} have different protocols: {text}")
-    for one, other in combinations([run for run in runs if run.inputs], 2):
-        if _corpus_key(one) == _corpus_key(other) and _overlap(one.header["reading"], other.header["reading"]):
-            raise ManifestMismatch(f"{one.path} and {other.path} hold the same documents: they would count twice")
 
 
 def _corpus_key(run: OpenRun) -> str:
     return json.dumps(run.inputs, sort_keys=True)
 
 
-def _group_offsets(runs: Sequence[OpenRun]) -> dict[str, int]:
-    """What is added to the document numbers of each corpus before they go into groups, so that documents of different
-    corpora do not meet in one group needlessly. By the order of the corpora's names and hashes, not of the RUNs.
+def document_offsets(runs: Sequence[OpenRun]) -> list[int]:
+    """What is added to the document numbers of each RUN, so that documents of different corpora do not meet: shards of
+    one corpus have the same. By the order of the corpora's names and hashes, not of the RUNs.
     """
     records: dict[str, int] = {}
     for run in runs:
@@ -60,7 +68,7 @@ def _group_offsets(runs: Sequence[OpenRun]) -> dict[str, int]:
     for key in sorted(records):
         offsets[key] = total
         total += records[key]
-    return offsets
+    return [offsets[_corpus_key(run)] for run in runs]
 
 
 def _overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:

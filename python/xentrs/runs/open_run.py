@@ -17,6 +17,7 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from xentrs.corpus.aggregates import Totals
 from xentrs.corpus.journal import FORMAT_VERSION, MANIFEST, SUMMARY, part_names, read_manifest
+from xentrs.durable import sha256_hex
 from xentrs.errors import ManifestMismatch
 from xentrs.runs.columns import missing_column
 from xentrs.runs.texts import texts_of
@@ -57,6 +58,15 @@ class OpenRun:
         """Name, format, size and SHA-256 of each input."""
         inputs: list[dict[str, Any]] = self.header["inputs"]
         return inputs
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identity of what was scored: of the fingerprint and of each part's line, which has the hashes of its files.
+
+        A part that was found damaged and scored again to the same bytes does not change it.
+        """
+        lines = json.dumps([self.header, self.parts], sort_keys=True)
+        return sha256_hex(lines.encode())
 
     @cached_property
     def summary(self) -> dict[str, Any] | None:
