@@ -8,20 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 TEMPORARY_MARK = ".tmp-"
 
 
 def write_atomic(folder: Path, name: str, data: bytes) -> None:
     """Make `folder/name` hold `data`; a crash at any moment leaves the old content or the new."""
+    with open_atomic(folder, name) as file:
+        file.write(data)
+
+
+@contextmanager
+def open_atomic(folder: Path, name: str) -> Iterator[IO[bytes]]:
+    """A file to write that becomes `folder/name` when the block ends, and vanishes when it ends in an error."""
     temporary = folder / f"{name}{TEMPORARY_MARK}{os.getpid()}"
     # O_EXCL and O_NOFOLLOW: never write through a link somebody put there.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(temporary, flags, 0o644)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, folder / name)

@@ -316,7 +316,7 @@ def test_shards_and_shuffles() -> None:
     assert seen == first
 
 
-@pytest.mark.parametrize(("module", "count"), [(dataset_tests, 2), (benchmark_order, 2)])
+@pytest.mark.parametrize(("module", "count"), [(dataset_tests, 2), (benchmark_order, 3)])
 def test_examples(module: Any, count: int) -> None:
     failed, tried = doctest.testmod(module)
     assert (failed, tried) == (0, count)

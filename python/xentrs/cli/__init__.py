@@ -12,13 +12,16 @@ import rich_click as click
 
 import xentrs
 from xentrs.cli.audit import audit_command
+from xentrs.cli.dataset_inference import dataset_inference_command
 from xentrs.cli.detect import detect_command
 from xentrs.cli.exit_codes import run_mapped
 from xentrs.cli.freq import freq_group
 from xentrs.cli.gate import gate_command
 from xentrs.cli.info import info_command
 from xentrs.cli.model import model_group
+from xentrs.cli.order_test import order_test_command
 from xentrs.cli.score import score_command
+from xentrs.cli.select import select_command
 from xentrs.cli.summary import summary_command
 from xentrs.cli.verify import verify_command
 
@@ -41,7 +44,10 @@ commands.add_command(summary_command)
 commands.add_command(gate_command)
 commands.add_command(verify_command)
 commands.add_command(detect_command)
+commands.add_command(dataset_inference_command)
+commands.add_command(order_test_command)
 commands.add_command(freq_group)
+commands.add_command(select_command)
 commands.add_command(model_group)
 commands.add_command(info_command)
 

@@ -23,7 +23,7 @@ OPTIONAL_PACKAGES = (
     "scikit-learn",
     "llama-cpp-python",
 )
-_OF_DETECT = {"scipy": "scipy", "sklearn": "scikit-learn"}
+_OF_DETECT = {"scipy": "scipy", "sklearn": "scikit-learn", "lz4": "lz4"}
 """Packages of the extra `detect` by the names that are imported."""
 
 
@@ -46,6 +46,12 @@ def require_model(command: str, model: str | None, runner: str | None) -> None:
     """Refuse where the packages of the transformers runner are missing and it is that which is asked for."""
     if runner is None and not (model or "").endswith(".gguf"):
         require(command, ("torch", "transformers", "tokenizers", "safetensors"))
+
+
+def require_tokenizer(command: str, model: str | None, runner: str | None) -> None:
+    """The same for what needs no weights."""
+    if runner is None and not (model or "").endswith(".gguf"):
+        require(command, ("transformers", "tokenizers"))
 
 
 def installed_versions() -> dict[str, str | None]:

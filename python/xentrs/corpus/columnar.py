@@ -7,7 +7,8 @@ all. A key names a column, or, where there is none of that name, a field inside 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import base64
+from collections.abc import Collection, Iterator, Mapping
 from typing import IO, Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -85,6 +86,40 @@ def read_rows(source: Source, file: IO[bytes], start: Cursor, reading: Reading) 
                 is_ours = reading.takes(number)
                 item = row_item(*values, paths, reading, source.name, row, number) if is_ours else None
                 yield item, behind(row + 1)
+
+
+def whole_rows(source: Source, file: IO[bytes], wanted: Collection[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows, numbered from 1 on, with all their columns, as JSON can hold them.
+
+    Raises:
+        FormatError: the file is damaged.
+    """
+    parquet, end = _open(file, source.name), 0
+    for group in range(parquet.num_row_groups):
+        start, end = end, end + parquet.metadata.row_group(group).num_rows
+        if not any(row in wanted for row in range(start + 1, end + 1)):
+            continue
+        try:
+            for batch in parquet.iter_batches(_batch_rows(parquet, group), [group], use_threads=False):
+                for place in range(batch.num_rows):
+                    start += 1
+                    if start in wanted:
+                        yield start, _json_value(batch.slice(place, 1).to_pylist()[0])
+        except _ARROW_ERRORS as error:
+            raise _format_error(error, f"{source.name} is damaged in row group {group + 1}") from error
+
+
+def _json_value(value: Any) -> Any:
+    """Points in time by ISO 8601, bytes in base64, what else JSON does not know as text."""
+    if isinstance(value, dict):
+        return {name: _json_value(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(entry) for entry in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 def takes_any(reading: Reading, record: int, count: int) -> bool:
@@ -203,9 +238,7 @@ def _group_rows(parquet: Any, group: int, paths: Paths, name: str) -> Iterator[t
     what = f"{name} is damaged in row group {group + 1}"
     columns = _columns(paths)
     expected, done = parquet.metadata.row_group(group).num_rows, 0
-    # Not asked of the columns themselves: for an encrypted one that ends the process (pyarrow 26).
-    fitting = _BATCH_BYTES // max(parquet.metadata.row_group(group).total_byte_size, 1)
-    for size in (max(_MIN_BATCH_ROWS, min(fitting, _MAX_BATCH_ROWS)), 1):
+    for size in (_batch_rows(parquet, group), 1):
         found = 0
         try:
             for batch in parquet.iter_batches(size, [group], columns, use_threads=False):
@@ -220,6 +253,13 @@ def _group_rows(parquet: Any, group: int, paths: Paths, name: str) -> Iterator[t
         if found != expected:
             raise FormatError(f"{what}: {found} rows, expected {expected}")
         return
+
+
+def _batch_rows(parquet: Any, group: int) -> int:
+    """How many rows are decoded at once."""
+    # Not asked of the columns themselves: for an encrypted one that ends the process (pyarrow 26).
+    fitting = _BATCH_BYTES // max(parquet.metadata.row_group(group).total_byte_size, 1)
+    return int(max(_MIN_BATCH_ROWS, min(fitting, _MAX_BATCH_ROWS)))
 
 
 def _columns(paths: Paths) -> list[str]:

@@ -3,7 +3,11 @@
 tokens (statistics of the scored tokens of documents) -> registry (the one table of scores) -> scoring (a value for each
 document, larger for member or machine); likelihood, reference, selection, calibrated, tempered, machine, entropy_test
 hold the formulas, segments the arithmetic over documents end to end. evaluation tells how well scores do; decisions,
-baseline, dataset_tests, benchmark_order and compression are imported by their own names.
+baseline, dataset_tests (run_inference: from RUNs), benchmark_order (order_scoring: from a model) and compression
+(candidates: of a corpus) are imported by their own names.
+
+pipeline makes the scores of a RUN, joining of several, judgement and unlabeled say what labels tell, output writes it
+down, and verification checks that it belongs to the tokens beside it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The order test: was a benchmark in the training data in the order in which it was published?
 
 In: log-probabilities of the items in the published order and in shuffled ones, or the items and a function that gives
-them. Out: `OrderTest`. Needs scipy, of the extra `detect`.
+them; order_scoring.py has a model give them, in batches. Out: `OrderTest`. Needs scipy, of the extra `detect`.
 
 After Oren, Meister, Chatterji, Ladhak and Hashimoto (Proving Test Set Contamination in Black-Box Language Models, arXiv
 2310.17623): if the items are exchangeable, a model that has not seen them in this order has no reason to prefer it. The
@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from xentrs.detect.checked_inputs import FloatColumn, count_of, optional_module, table_of
 from xentrs.detect.random_draws import Draws
@@ -78,19 +79,33 @@ def order_log_probs(
     >>> order_log_probs(lambda items: -float(items[0]), range(4), shards=2, shuffles=1)[:, 0].tolist()
     [-0.0, -2.0]
     """
+    orders_of_shards = shard_orders(len(items), shards=shards, shuffles=shuffles, seed=seed)
+    log_probs = np.empty((shards, 1 + shuffles))
+    for row, orders in enumerate(orders_of_shards):
+        for column, order in enumerate(orders.tolist()):
+            log_probs[row, column] = log_prob([items[place] for place in order])
+    return log_probs
+
+
+def shard_orders(item_count: int, *, shards: int, shuffles: int, seed: int) -> Iterator[npt.NDArray[np.intp]]:
+    """For each shard its items' places in every order, `(1 + shuffles, items)`, the published order first.
+
+    Raises:
+        ParamError: fewer than two items for each shard; a setting outside its range.
+
+    >>> [orders[0].tolist() for orders in shard_orders(5, shards=2, shuffles=1, seed=0)]
+    [[0, 1, 2], [3, 4]]
+    """
     count_of(shards, "shards", 2)
     count_of(shuffles, "shuffles")
-    if len(items) < 2 * shards:
-        raise ParamError(f"items has {len(items)} entries for {shards} shards, expected at least {2 * shards}")
+    if item_count < 2 * shards:
+        raise ParamError(f"items has {item_count} entries for {shards} shards, expected at least {2 * shards}")
     draws = Draws(seed, _SHUFFLES)
-    bounds = shard_bounds(len(items), shards)
-    log_probs = np.empty((shards, 1 + shuffles))
-    for row, (start, end) in enumerate(itertools.pairwise(bounds)):
-        published = np.arange(end - start)[None, :]
-        orders = np.concatenate([published, draws.permutations(shuffles, end - start)])
-        for column, order in enumerate(orders.tolist()):
-            log_probs[row, column] = log_prob([items[start + place] for place in order])
-    return log_probs
+    bounds = itertools.pairwise(shard_bounds(item_count, shards))
+    return (
+        start + np.concatenate([np.arange(end - start)[None, :], draws.permutations(shuffles, end - start)])
+        for start, end in bounds
+    )
 
 
 def order_test(log_probs: Any, *, permutations: int = 9999, seed: int = 0) -> OrderTest:

@@ -14,12 +14,13 @@ _LINE_SECONDS = 10.0
 
 
 class Progress:
-    """A `Listener`; use as a context manager. `quiet` shows nothing."""
+    """A `Listener`; use as a context manager. `quiet` shows nothing; `unit` is what is counted besides bytes."""
 
-    def __init__(self, byte_total: int, stream: IO[str], quiet: bool = False) -> None:
+    def __init__(self, byte_total: int, stream: IO[str], quiet: bool = False, unit: str = "tokens") -> None:
         self._byte_total = byte_total
         self._stream = stream
         self._quiet = quiet
+        self._unit = unit
         self._bar: Any = None
         self._task: Any = None
         self._bytes = 0.0
@@ -56,14 +57,14 @@ class Progress:
 
     def _show(self) -> None:
         now = time.monotonic()
-        rate = f"{self._tokens / max(now - self._started, 1e-9):,.0f} tokens/s"
+        rate = f"{self._tokens / max(now - self._started, 1e-9):,.0f} {self._unit}/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=self._bytes, rate=rate)
         elif not self._quiet and now - self._last_line >= _LINE_SECONDS:
             self._last_line = now
             share = self._bytes / self._byte_total if self._byte_total else 1.0
             print(
-                f"scored {self._tokens:,} tokens, {share:.0%} of the input, {rate}",
+                f"scored {self._tokens:,} {self._unit}, {share:.0%} of the input, {rate}",
                 file=self._stream,
                 flush=True,
             )
