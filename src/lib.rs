@@ -35,13 +35,14 @@ mod bindings;
 pub use error::{ColumnProblem, Error};
 pub use input::{Head, LogitsView, MatrixView, PackedHead, SoftTargets, Targets, TopKDistribution, Weight};
 pub use ops::{
-    DivergenceColumns, ExpectedEmbedding, GradientOptions, Gradients, JsColumns, KlColumns, Likelihood, LossColumns,
-    LossOptions, LossTerms, Options, PairTerms, Projection, TemperatureColumns, TemperedColumns, TemperedOptions,
-    cross_entropy, divergences, entropy, entropy_gradient, js_divergence, js_gradients, kl_divergence, kl_gradients,
-    linear_expected_embedding, linear_gradients, linear_kl_divergence, linear_kl_gradients, linear_loss,
-    linear_row_stats, linear_target_logits, linear_tempered_row_stats, logsumexp, logsumexp_gradient, loss,
-    loss_gradient, perplexity, read_probe, renyi_entropy, row_stats, soft_cross_entropy, temperature_grid,
-    tempered_row_stats, tile_probe, top_k_kl_divergence,
+    DivergenceColumns, ExpectedEmbedding, GradientOptions, Gradients, JointColumns, JsColumns, KlColumns, Likelihood,
+    LossColumns, LossOptions, LossTerms, Options, PairTerms, Projection, TemperatureColumns, TemperedColumns,
+    TemperedOptions, cross_entropy, divergences, entropy, entropy_gradient, js_divergence, js_gradients, kl_divergence,
+    kl_gradients, linear_divergences, linear_expected_embedding, linear_gradients, linear_joint_row_stats,
+    linear_kl_divergence, linear_kl_gradients, linear_loss, linear_row_stats, linear_target_logits,
+    linear_tempered_row_stats, logsumexp, logsumexp_gradient, loss, loss_gradient, perplexity, read_probe,
+    renyi_entropy, row_stats, soft_cross_entropy, temperature_grid, tempered_row_stats, tile_probe,
+    top_k_kl_divergence,
 };
 pub use output::{Flags, Matrix, RowColumns, RowStats};
 pub use plan::{Execution, HeadPlan, Plan, Unit};

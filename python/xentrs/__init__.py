@@ -31,6 +31,7 @@ from xentrs.linear import (
     linear_row_stats,
     linear_target_logits,
 )
+from xentrs.linear_pairs import linear_divergences
 from xentrs.metrics import Perplexity, RowStatsState
 from xentrs.results import Divergences, Flag, LogProbMoments, PerplexityResult, RowStats, TemperatureGrid
 from xentrs.tempered import log_prob_moments, renyi_entropy, temperature_grid
@@ -86,6 +87,7 @@ __all__ = [
     "js_divergence",
     "kl_divergence",
     "linear_cross_entropy",
+    "linear_divergences",
     "linear_expected_embedding",
     "linear_kl_divergence",
     "linear_row_stats",

@@ -21,8 +21,10 @@ __all__ = [
     "js_gradients",
     "kl_divergence",
     "kl_gradients",
+    "linear_divergences",
     "linear_expected_embedding",
     "linear_gradients",
+    "linear_joint_row_stats",
     "linear_kl_divergence",
     "linear_kl_gradients",
     "linear_loss",
@@ -105,6 +107,22 @@ def linear_kl_divergence(
     temperature: float,
     num_threads: int | None,
 ) -> tuple[_Floats, _Flags, _Floats]: ...
+def linear_divergences(
+    p: dict[str, Any],
+    q: dict[str, Any],
+    *,
+    temperature: float,
+    num_threads: int | None,
+) -> dict[str, Any]: ...
+def linear_joint_row_stats(
+    p: dict[str, Any],
+    q: dict[str, Any],
+    targets: _Ids,
+    settings: dict[str, Any],
+    *,
+    top_k: int,
+    tempered: dict[str, Any] | None,
+) -> list[dict[str, Any]]: ...
 def kl_divergence(
     p_logits: NDArray[Any],
     q_logits: NDArray[Any],

@@ -111,10 +111,7 @@ def divergences(
     """
     adapter, p, q = lend_pair(p_logits, q_logits)
     columns = p.engine.divergences(p.array, q.array, p.element, temperature=temperature, num_threads=num_threads)
-    symmetric = columns["kl_divergence"] + columns["reverse_kl_divergence"]
-    shape = p.array.shape[:-1]
-    arrays = {name: adapter.wrap(column.reshape(shape)) for name, column in columns.items()}
-    return Divergences(**arrays, symmetric_kl_divergence=adapter.wrap(symmetric.reshape(shape)))
+    return wrap_divergences(columns, p.array.shape[:-1], adapter)
 
 
 @traceable
@@ -181,6 +178,13 @@ def lend_pair(p_logits: Any, q_logits: Any) -> tuple[Adapter, Lent, Lent]:
         wider = "float64" if "float64" in (p.element, q.element) else "float32"
         p, q = promote(p, wider), promote(q, wider)
     return adapter, p, q
+
+
+def wrap_divergences(columns: dict[str, Any], shape: tuple[int, ...], adapter: Adapter) -> Divergences:
+    """Makes the result from an engine's flat columns."""
+    symmetric = columns["kl_divergence"] + columns["reverse_kl_divergence"]
+    arrays = {name: adapter.wrap(column.reshape(shape)) for name, column in columns.items()}
+    return Divergences(**arrays, symmetric_kl_divergence=adapter.wrap(symmetric.reshape(shape)))
 
 
 def finish_divergence(

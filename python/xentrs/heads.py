@@ -202,6 +202,19 @@ def lend_side(
     return LentHead(adapter, lent.engine, side, ids, tuple(array.shape[:-1]))
 
 
+GivenSide = tuple[Any, Any, Any, float, float | None]
+"""One model of a pair: hidden states, weights, bias, factor and soft cap."""
+
+
+def lend_sides(p: GivenSide, q: GivenSide, vocab_size: int | None, targets: Any = None) -> tuple[LentHead, LentHead]:
+    """Lends both models of a pair; `targets` are both models'."""
+    lent_p = lend_side(p[0], p[1], targets, 0, *p[2:], vocab_size, "p_")
+    lent_q = lend_side(q[0], q[1], None, 0, *q[2:], vocab_size, "q_", lent_p)
+    if lent_p.shape != lent_q.shape:
+        raise ShapeError(f"q_hidden has rows {lent_q.shape}, expected {lent_p.shape} as p_hidden has")
+    return lent_p, lent_q
+
+
 def lend_to_kernels(values: Any, name: str) -> Lent:
     """Lends to the extension, whatever the backend; raises DTypeError for a tensor elsewhere than on the CPU."""
     with backend("auto"):

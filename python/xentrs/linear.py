@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from xentrs.arguments import Reduction, check_count, check_reduction, reduced, settings, tempered_settings
 from xentrs.dispatch import namespace_of, traceable, wants_operator
 from xentrs.divergences import finish_divergence
-from xentrs.errors import DTypeError, ShapeError
-from xentrs.heads import LossCall, check_filter, lend_side
+from xentrs.errors import DTypeError
+from xentrs.heads import LossCall, check_filter, lend_side, lend_sides
 from xentrs.results import RowStats, wrap_row_stats
 
 
@@ -276,17 +276,14 @@ def linear_kl_divergence(
         0.110944
     """
     check_reduction(reduction)
+    p_side = (p_hidden, p_weight, p_bias, p_logit_scale, p_softcap)
+    q_side = (q_hidden, q_weight, q_bias, q_logit_scale, q_softcap)
     if wants_operator(p_hidden, q_hidden, p_weight, q_weight, p_bias, q_bias):
         from xentrs.torch_operators import heads, pairs
 
-        p_side = (p_hidden, p_weight, p_bias, p_logit_scale, p_softcap)
-        q_side = (q_hidden, q_weight, q_bias, q_logit_scale, q_softcap)
         found = heads.kl_divergence(p_side, q_side, vocab_size, temperature, num_threads)
         return pairs.finish(*found, reduction, return_flags)
-    p = lend_side(p_hidden, p_weight, None, 0, p_bias, p_logit_scale, p_softcap, vocab_size, "p_")
-    q = lend_side(q_hidden, q_weight, None, 0, q_bias, q_logit_scale, q_softcap, vocab_size, "q_", p)
-    if p.shape != q.shape:
-        raise ShapeError(f"q_hidden has rows {q.shape}, expected {p.shape} as p_hidden has")
+    p, q = lend_sides(p_side, q_side, vocab_size)
     values, flags, _ = p.engine.linear_kl_divergence(p.side, q.side, temperature=temperature, num_threads=num_threads)
     element = "float64" if "float64" in (p.element, q.element) else "float32"
     return finish_divergence(values, flags, p.shape, p.adapter, reduction, return_flags, element)

@@ -29,7 +29,9 @@ mod _xentrs {
     #[pymodule_export]
     use super::losses::{loss, renyi_entropy, soft_cross_entropy, temperature_grid};
     #[pymodule_export]
-    use super::pairs::{divergences, js_divergence, kl_divergence, top_k_kl_divergence};
+    use super::pairs::{
+        divergences, js_divergence, kl_divergence, linear_divergences, linear_joint_row_stats, top_k_kl_divergence,
+    };
     #[pymodule_export]
     use super::states::{Perplexity, RowStatsState};
     use super::*;

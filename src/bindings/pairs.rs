@@ -1,10 +1,11 @@
-//! Divergences of two arrays of logits.
+//! Divergences of two arrays of logits, or of two heads.
 
 use super::arrays::{LentLogits, with_logits};
 use super::call::detached;
-use super::functions::{TargetIds, execution};
+use super::functions::{TargetIds, Tempered, execution, wrap as wrap_rows, wrap_tempered};
+use super::linear::Side;
 use super::losses::Settings;
-use crate::ops;
+use crate::ops::{self, DivergenceColumns, Options, TemperedOptions};
 use numpy::{IntoPyArray, PyReadonlyArray1, PyUntypedArray};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -79,12 +80,56 @@ pub(super) fn divergences<'py>(
     let columns = with_pair!(&p, &q, |p, q| detached(py, |interrupt| {
         ops::divergences_with(&p?, &q?, temperature, &execution, interrupt)
     }))?;
+    wrap_divergences(py, columns)
+}
+
+fn wrap_divergences(py: Python<'_>, columns: DivergenceColumns) -> PyResult<Bound<'_, PyDict>> {
     let result = PyDict::new(py);
     macro_rules! set {
         ($($name:ident),+) => { $(result.set_item(stringify!($name), columns.$name.into_pyarray(py))?;)+ };
     }
     set!(kl_divergence, reverse_kl_divergence, cross_entropy, cross_varentropy, flags);
     Ok(result)
+}
+
+#[pyfunction]
+#[pyo3(signature = (p, q, *, temperature, num_threads))]
+pub(super) fn linear_divergences<'py>(
+    py: Python<'py>,
+    p: Side<'py>,
+    q: Side<'py>,
+    temperature: f64,
+    num_threads: Option<i64>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let execution = execution(py, num_threads)?;
+    let (p, q) = (p.borrow()?, q.borrow()?);
+    let (p, q) = (p.projection(py)?, q.projection(py)?);
+    let columns = detached(py, |interrupt| ops::linear_divergences_with(&p, &q, temperature, &execution, interrupt))?;
+    wrap_divergences(py, columns)
+}
+
+/// Statistics of p's rows, of q's with what `tempered` asks for, and divergences.
+#[pyfunction]
+#[pyo3(signature = (p, q, targets, settings, *, top_k, tempered))]
+pub(super) fn linear_joint_row_stats<'py>(
+    py: Python<'py>,
+    p: Side<'py>,
+    q: Side<'py>,
+    targets: TargetIds<'py>,
+    settings: Settings,
+    top_k: usize,
+    tempered: Option<Tempered>,
+) -> PyResult<[Bound<'py, PyDict>; 3]> {
+    let options = Options { top_k, ..settings.options(py)? };
+    let (p, q) = (p.borrow()?, q.borrow()?);
+    let (p, q) = (p.projection(py)?, q.projection(py)?);
+    let targets = targets.checked(py, p.vocab(), settings.ignore_index())?;
+    let wanted = tempered.as_ref().map_or_else(TemperedOptions::default, Tempered::options);
+    let found = detached(py, |interrupt| {
+        ops::linear_joint_row_stats_with(&p, &q, Some(&targets), &wanted, &options, interrupt)
+    })?;
+    let q = wrap_tempered(py, (found.q, found.q_tempered), tempered.as_ref())?;
+    Ok([wrap_rows(py, found.p)?, q, wrap_divergences(py, found.divergences)?])
 }
 
 #[pyfunction]

@@ -234,9 +234,11 @@ impl<'p, F: Arithmetic, const SIDES: usize> Blocks<'p, F, SIDES> {
         self.0.iter_mut().for_each(|side| side.load(rows));
     }
 
-    /// Target logits of the first side.
-    pub(crate) fn targets(&mut self, columns: &[Option<usize>]) -> Vec<Option<F>> {
-        if columns.iter().all(Option::is_none) { vec![None; columns.len()] } else { self.0[0].targets(columns) }
+    /// Target logits of each side.
+    pub(crate) fn targets(&mut self, columns: &[Option<usize>]) -> [Vec<Option<F>>; SIDES] {
+        let has_targets = columns.iter().any(Option::is_some);
+        let sides = self.0.each_mut();
+        sides.map(|side| if has_targets { side.targets(columns) } else { vec![None; columns.len()] })
     }
 
     pub(crate) fn multiply(&mut self, index: usize, vocab: usize) {

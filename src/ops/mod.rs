@@ -28,10 +28,14 @@ pub(crate) use gradient::{
 pub(crate) use kl::kl_divergence_with;
 pub use kl::{KlColumns, kl_divergence};
 pub use linear::{
-    Projection, linear_kl_divergence, linear_loss, linear_row_stats, linear_target_logits, linear_tempered_row_stats,
+    JointColumns, Projection, linear_divergences, linear_joint_row_stats, linear_kl_divergence, linear_loss,
+    linear_row_stats, linear_target_logits, linear_tempered_row_stats,
 };
 #[cfg(feature = "python")]
-pub(crate) use linear::{linear_kl_divergence_with, linear_loss_with, linear_scan, linear_tempered_row_stats_with};
+pub(crate) use linear::{
+    linear_divergences_with, linear_joint_row_stats_with, linear_kl_divergence_with, linear_loss_with, linear_scan,
+    linear_tempered_row_stats_with,
+};
 pub use loss::{Likelihood, LossColumns, LossOptions, loss, soft_cross_entropy};
 #[cfg(feature = "python")]
 pub(crate) use loss::{loss_with, soft_cross_entropy_with};

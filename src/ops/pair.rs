@@ -29,6 +29,17 @@ pub struct DivergenceColumns {
     pub flags: Vec<u8>,
 }
 
+impl DivergenceColumns {
+    /// Marks a row that is not counted.
+    pub(super) fn ignore(&mut self, row: usize) {
+        let Self { kl_divergence, reverse_kl_divergence, cross_entropy, cross_varentropy, flags } = self;
+        for field in [kl_divergence, reverse_kl_divergence, cross_entropy, cross_varentropy] {
+            field[row] = f64::NAN;
+        }
+        flags[row] = Flags::IGNORED.bits();
+    }
+}
+
 /// KL both ways, cross-entropy of q under p and the variance of ln q under p, from one read of both arrays.
 ///
 /// ```
@@ -63,21 +74,56 @@ pub(crate) fn divergences_with<E: Element>(
     interrupt: Interrupt<'_>,
 ) -> Result<DivergenceColumns, Error> {
     check_pair(p, q, temperature)?;
-    let (source, isa) = (lent_rows([p, q], execution)?, execution.isa()?);
-    let mut values = try_filled(source.rows().saturating_mul(FIELDS), f64::NAN)?;
-    let mut flags = try_filled(source.rows(), 0)?;
-    let scale = kl_scale::<E>(source.vocab(), temperature);
-    let work = PairWork { scale, isa, fault: FirstFault::default(), slots: PhantomData };
-    source.run(&work, |size| slots(&mut values, &mut flags, size, FIELDS), interrupt)?;
+    pair_rows(&lent_rows([p, q], execution)?, temperature, execution.isa()?, interrupt)
+}
+
+/// Divergences of the two sides of a source.
+pub(super) fn pair_rows<E: Element>(
+    source: &impl Source<E, 2>,
+    temperature: f64,
+    isa: Isa,
+    interrupt: Interrupt<'_>,
+) -> Result<DivergenceColumns, Error> {
+    let (mut room, work) = pairing(source, temperature, isa)?;
+    source.run(&work, |size| room.slots(size), interrupt)?;
     work.fault.finish()?;
-    let field = |index: usize| values.iter().skip(index).step_by(FIELDS).copied().collect();
-    Ok(DivergenceColumns {
-        kl_divergence: field(0),
-        reverse_kl_divergence: field(1),
-        cross_entropy: field(2),
-        cross_varentropy: field(3),
-        flags,
-    })
+    Ok(room.into_columns())
+}
+
+/// Room for the divergences, and the work that fills it.
+pub(super) fn pairing<'s, E: Element>(
+    source: &impl Source<E, 2>,
+    temperature: f64,
+    isa: Isa,
+) -> Result<(PairRoom, PairWork<'s>), Error> {
+    let values = try_filled(source.rows().saturating_mul(FIELDS), f64::NAN)?;
+    let flags = try_filled(source.rows(), 0)?;
+    let scale = kl_scale::<E>(source.vocab(), temperature);
+    Ok((PairRoom { values, flags }, PairWork { scale, isa, fault: FirstFault::default(), slots: PhantomData }))
+}
+
+/// What [`PairWork`] writes of all rows.
+pub(super) struct PairRoom {
+    values: Vec<f64>,
+    flags: Vec<u8>,
+}
+
+impl PairRoom {
+    pub(super) fn slots(&mut self, size: usize) -> Vec<(&mut [f64], &mut [u8])> {
+        slots(&mut self.values, &mut self.flags, size, FIELDS)
+    }
+
+    /// The columns. A work may have met a fault.
+    pub(super) fn into_columns(self) -> DivergenceColumns {
+        let field = |index: usize| self.values.iter().skip(index).step_by(FIELDS).copied().collect();
+        DivergenceColumns {
+            kl_divergence: field(0),
+            reverse_kl_divergence: field(1),
+            cross_entropy: field(2),
+            cross_varentropy: field(3),
+            flags: self.flags,
+        }
+    }
 }
 
 /// Jensen-Shannon divergences of many rows.
@@ -128,10 +174,10 @@ pub(crate) fn js_divergence_with<E: Element>(
     Ok(JsColumns { js_divergence: values, flags, scales })
 }
 
-struct PairWork<'s> {
+pub(super) struct PairWork<'s> {
     scale: KlScale,
     isa: Isa,
-    fault: FirstFault,
+    pub(super) fault: FirstFault,
     slots: PhantomData<fn(&'s ())>,
 }
 

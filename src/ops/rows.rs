@@ -120,8 +120,8 @@ pub(super) fn scan<E: Element>(
 }
 
 /// Room for the columns, and the work that fills it.
-pub(super) fn scanning<'w, 's, E: Element>(
-    source: &impl Source<E, 1>,
+pub(super) fn scanning<'w, 's, E: Element, const SIDES: usize>(
+    source: &impl Source<E, SIDES>,
     targets: Option<&'w Targets>,
     options: &Options,
     all: bool,
@@ -134,10 +134,10 @@ pub(super) fn scanning<'w, 's, E: Element>(
     Ok((columns, ScanWork { targets, scan, isa, top_k: options.top_k, slots: PhantomData }))
 }
 
-/// Looks at filled columns, and says of the call what they do not.
-pub(super) fn conclude<E: Element>(
+/// Looks at filled columns, which are of the first side, and says of the call what they do not.
+pub(super) fn conclude<E: Element, const SIDES: usize>(
     columns: RowColumns,
-    source: &impl Source<E, 1>,
+    source: &impl Source<E, SIDES>,
     targets: Option<&Targets>,
     options: &Options,
 ) -> Result<RowColumns, Error> {
@@ -178,8 +178,8 @@ impl<'s, E: Element> RowWork<E, 1> for ScanWork<'_, 's> {
     }
 
     fn read(&self, row: RowIn<'_, E, 1>, leaves: Range<usize>, scratch: &mut LeafScratch<E>, partial: &mut RowPartial) {
-        let ([view], scan) = (row.views, self.scan);
-        let target_logit = row.target_logit.map(|logit| capped(self.isa, scan.softcap, logit));
+        let ([view], [target_logit], scan) = (row.views, row.target_logits, self.scan);
+        let target_logit = target_logit.map(|logit| capped(self.isa, scan.softcap, logit));
         partial.target_logit = target_logit.map(Into::into);
         self.isa.run(ScanRow { scan, row: view, leaves, target_logit, without: &[], scratch, partial });
     }
@@ -218,10 +218,14 @@ pub(super) fn capped<F: Float + Element<Compute = F>>(isa: Isa, softcap: Option<
 }
 
 /// The first row without a finite result, and the column that is to blame.
-fn check_finite<E: Element>(source: &impl Source<E, 1>, targets: Option<&Targets>, flags: &[u8]) -> Result<(), Error> {
+fn check_finite<E: Element, const SIDES: usize>(
+    source: &impl Source<E, SIDES>,
+    targets: Option<&Targets>,
+    flags: &[u8],
+) -> Result<(), Error> {
     let to_blame = Flags::NAN | Flags::POSINF | Flags::ALL_NEGINF | Flags::TARGET_NEGINF;
     let Some(row) = flags.iter().position(|bits| bits & to_blame.bits() != 0) else { return Ok(()) };
-    let logits = source.logits(row);
+    let logits = source.logits(0, row);
     let target = targets.and_then(|targets| targets.column(row)).unwrap_or(0);
     let column = logits.iter().position(|logit| logit.is_nan() || *logit == f64::INFINITY).unwrap_or(target);
     let value = logits.get(column).copied().unwrap_or(f64::NEG_INFINITY);

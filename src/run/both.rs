@@ -9,12 +9,12 @@ use std::ops::Range;
 const TURN: usize = 8;
 
 /// Two works that read the same rows and know the same targets.
-pub(crate) struct Both<A, B> {
-    pub(crate) first: A,
-    pub(crate) second: B,
+pub(crate) struct Both<'w, A, B> {
+    pub(crate) first: &'w A,
+    pub(crate) second: &'w B,
 }
 
-impl<E: Element, A: RowWork<E, SIDES>, B: RowWork<E, SIDES>, const SIDES: usize> RowWork<E, SIDES> for Both<A, B> {
+impl<E: Element, A: RowWork<E, SIDES>, B: RowWork<E, SIDES>, const SIDES: usize> RowWork<E, SIDES> for Both<'_, A, B> {
     type Scratch = (A::Scratch, B::Scratch);
     type Partial = (A::Partial, B::Partial);
     type Slots = (A::Slots, B::Slots);

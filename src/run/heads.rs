@@ -42,9 +42,11 @@ impl<F: Arithmetic, const SIDES: usize> HeadRows<'_, F, SIDES> {
         let target_logits = blocks.targets(&targets);
         for leaf in leaves {
             blocks.multiply(leaf, self.vocab);
-            for (place, (entry, &target_logit)) in entries.iter_mut().zip(&target_logits).enumerate() {
+            for (place, entry) in entries.iter_mut().enumerate() {
                 let views = blocks.views(place, leaf, self.vocab);
-                work.read(RowIn { index: entry.row, views, target_logit }, leaf..leaf + 1, scratch, &mut entry.partial);
+                let target_logits = target_logits.each_ref().map(|side| side[place]);
+                let row = RowIn { index: entry.row, views, target_logits };
+                work.read(row, leaf..leaf + 1, scratch, &mut entry.partial);
             }
         }
     }
@@ -59,8 +61,8 @@ impl<F: Arithmetic, const SIDES: usize> Source<F, SIDES> for HeadRows<'_, F, SID
         self.vocab
     }
 
-    fn logits(&self, row: usize) -> Vec<f64> {
-        let mut block = self.sides[0].block(1);
+    fn logits(&self, side: usize, row: usize) -> Vec<f64> {
+        let mut block = self.sides[side].block(1);
         block.load(&[row]);
         let mut logits = Vec::with_capacity(self.vocab);
         for leaf in 0..self.vocab.div_ceil(LEAF) {

@@ -15,8 +15,12 @@ pub(crate) struct LentRows<'v, 'a, E, const SIDES: usize> {
 impl<E: Element, const SIDES: usize> LentRows<'_, '_, E, SIDES> {
     fn row<W: RowWork<E, SIDES>>(&self, work: &W, index: usize) -> Option<RowIn<'_, E, SIDES>> {
         let views = self.sides.map(|side| side.row(index));
-        let logit = |column| views[0].logit(column).widen();
-        work.reads(index).then(|| RowIn { index, views, target_logit: work.target(index).map(logit) })
+        let logits = |column| views.map(|view| Some(view.logit(column).widen()));
+        work.reads(index).then(|| RowIn {
+            index,
+            views,
+            target_logits: work.target(index).map_or([None; SIDES], logits),
+        })
     }
 }
 
@@ -29,8 +33,8 @@ impl<E: Element, const SIDES: usize> Source<E, SIDES> for LentRows<'_, '_, E, SI
         self.sides[0].vocab()
     }
 
-    fn logits(&self, row: usize) -> Vec<f64> {
-        let view = self.sides[0].row(row);
+    fn logits(&self, side: usize, row: usize) -> Vec<f64> {
+        let view = self.sides[side].row(row);
         (0..view.vocab()).map(|column| view.logit(column).widen().into()).collect()
     }
 

@@ -6,10 +6,12 @@
 mod both;
 mod heads;
 mod lent;
+mod side;
 
 pub(crate) use both::Both;
 pub(crate) use heads::HeadRows;
 pub(crate) use lent::LentRows;
+pub(crate) use side::{OfSide, SideSource};
 
 use crate::error::Error;
 use crate::input::RowView;
@@ -159,8 +161,8 @@ pub(crate) trait RowWork<E: Element, const SIDES: usize>: Sync {
 pub(crate) struct RowIn<'v, E: Element, const SIDES: usize> {
     pub(crate) index: usize,
     pub(crate) views: [RowView<'v, E>; SIDES],
-    /// The target's logit on the first side.
-    pub(crate) target_logit: Option<E::Compute>,
+    /// The target's logit on each side.
+    pub(crate) target_logits: [Option<E::Compute>; SIDES],
 }
 
 /// Where rows come from: lent memory, or products of hidden states and heads.
@@ -174,6 +176,6 @@ pub(crate) trait Source<E: Element, const SIDES: usize>: Sync {
         slots: impl FnOnce(usize) -> Vec<W::Slots>,
         interrupt: Interrupt<'_>,
     ) -> Result<(), Error>;
-    /// The logits of one row of the first side, for the message of an error.
-    fn logits(&self, row: usize) -> Vec<f64>;
+    /// The logits of one row of a side, for the message of an error.
+    fn logits(&self, side: usize, row: usize) -> Vec<f64>;
 }

@@ -24,6 +24,7 @@ FUNCTIONAL_MODULES = {
     *("test_edge_arrays", "test_edge_cross_entropy", "test_edge_divergence", "test_edge_entropy", "test_edge_lse"),
     *("test_edge_scaled", "test_edge_totals", "test_golden", "test_inputs", "test_losses", "test_divergences"),
     *("test_tempered", "test_linear", "test_linear_accuracy", "test_linear_inputs", "test_linear_gradients"),
+    "test_linear_pairs",
 }
 """Their tests run once with the kernels, once with torch operations on the CPU and, where there is one, on a GPU."""
 

@@ -19,7 +19,8 @@ def test_readme_examples() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["functional", "divergences", "tempered", "metrics", "heads", "linear", "scorer", "models.runner"]
+    "name",
+    ["functional", "divergences", "tempered", "metrics", "heads", "linear", "linear_pairs", "scorer", "models.runner"],
 )
 def test_docstring_examples(name: str) -> None:
     """Each public function and class shows one example."""

@@ -89,6 +89,9 @@ def test_packed_heads_and_torch_change_no_bit(names: tuple[str, str]) -> None:
                 assert same_bytes(again) == same_bytes(loss.astype(kept))
                 divergence = xe.linear_kl_divergence(states, head, hidden[::-1], head)
                 assert same_bytes(divergence) == same_bytes(kl.astype(kept))
+                both_ways = xe.linear_divergences(states, head, hidden[::-1], head)
+                assert isinstance(both_ways.cross_entropy, type(states))
+                assert same_bytes(both_ways.kl_divergence) == same_bytes(kl)
 
 
 LAYOUTS: Final[dict[str, Callable[[Array], Array]]] = {
@@ -250,6 +253,10 @@ def test_a_bias_of_minus_infinity_makes_a_column_impossible(dtype: np.dtype[Any]
         kl, flags = xe.linear_kl_divergence(hidden, weight, hidden, weight, **biases, return_flags=True)
         assert flags.tolist() == [flag] * 3
         assert (np.isfinite(kl) & (kl > 0)).all() if value is None else kl.tolist() == [value] * 3
+        found = xe.linear_divergences(hidden, weight, hidden, weight, **biases)
+        assert found.kl_divergence.tolist() == kl.tolist()
+        assert found.flags.tolist() == [xe.Flag.SUPPORT if len(sides) == 1 else 0] * 3
+        assert np.isnan(found.cross_varentropy).tolist() == [sides == "q"] * 3
 
 
 @DTYPE
@@ -261,6 +268,7 @@ def test_no_rows_and_no_width(dtype: np.dtype[Any]) -> None:
     assert np.isnan(xe.linear_cross_entropy(hidden[:0], weight, []))
     assert float(xe.linear_cross_entropy(hidden[:0], weight, [], reduction="sum")) == 0.0
     assert xe.linear_kl_divergence(hidden[:0], weight, hidden[:0], weight).shape == (0,)
+    assert xe.linear_divergences(hidden[:0], weight, hidden[:0], weight).flags.shape == (0,)
     bias = np.arange(17.0)
     for head in (weight[:, :0], xe.PackedHead(weight[:, :0])):
         plain = xe.linear_row_stats(hidden[:, :0], head, [0, 16])

@@ -65,6 +65,9 @@ PLAIN: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
     "beside-row_stats": lambda x, y, w: beside(xe.row_stats(x, TARGETS, **BESIDE)),
     "beside-linear_row_stats": lambda x, y, w: beside(xe.linear_row_stats(x, w, TARGETS, **BESIDE)),
     "beside-shift": lambda x, y, w: beside(xe.row_stats(x.reshape(2, 2, VOCAB), shift=1, **BESIDE)),
+    "linear_divergences": lambda x, y, w: (
+        (d := xe.linear_divergences(x, w, y, w, q_bias=w[:, 0])).cross_entropy + d.flags
+    ),
     "linear_expected_embedding": lambda x, y, w: xe.linear_expected_embedding(x, w),
     "linear_target_logits": lambda x, y, w: xe.linear_target_logits(x, w, TARGETS),
 }

@@ -217,6 +217,7 @@ def test_packed_heads_in_graphs_and_copies() -> None:
         lambda h, w: xe.linear_kl_divergence(h, w, h * 2, w, reduction="mean"),
         lambda h, w: xe.linear_row_stats(h.detach(), w, TARGETS).nll.sum() + h.sum(),
         lambda h, w: xe.linear_expected_embedding(h.detach(), w).sum() + h.sum(),
+        lambda h, w: xe.linear_divergences(h.detach(), w, -h.detach(), w).cross_entropy.sum() + h.sum(),
     ]
     for call in calls:
         results = []

@@ -140,6 +140,8 @@ def every_call(rows: int, vocab: int, dtype: torch.dtype) -> dict[str, Callable[
         "linear_row_stats": lambda: torch_ops.linear_row_stats(p, targets, settings(), all=True, top_k=5, strict=False),
         "linear_loss": lambda: torch_ops.linear_loss(p, targets, settings(), **losses, class_weights=None),
         "linear_kl": lambda: torch_ops.linear_kl_divergence(p, q, **pair),
+        "linear_divergences": lambda: torch_ops.linear_divergences(p, q, **pair),
+        "linear_joint": lambda: torch_ops.linear_joint_row_stats(p, q, targets, settings(), top_k=5, tempered=None),
         "embedding": lambda: torch_ops.linear_expected_embedding(p, **pair),
         "target_logits": lambda: torch_ops.linear_target_logits(p, targets, num_threads=None),
         "loss_gradient": lambda: gradient("loss"),

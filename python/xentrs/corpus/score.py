@@ -27,6 +27,7 @@ from xentrs.corpus.columns import (
 from xentrs.corpus.parts import Part
 from xentrs.corpus.settings import Columns, Settings
 from xentrs.models import SplitRunner
+from xentrs.models.runner import IntArray, LinearHead
 
 # Of logits, for runners without a linear head. Small enough that the allocator reuses the memory of the last block
 # instead of mapping fresh pages.
@@ -103,10 +104,16 @@ def batch_rows(batch: Batch, runner: SplitRunner) -> Any:
     return hidden.reshape(-1, hidden.shape[-1])[batch.hidden_index]
 
 
+def head_row_stats(head: LinearHead, hidden_rows: Any, targets: IntArray, **options: Any) -> xentrs.RowStats:
+    """`xentrs.linear_row_stats` of a runner's head."""
+    scaled = {"bias": head.bias, "logit_scale": head.logit_scale, "softcap": head.softcap}
+    return xentrs.linear_row_stats(hidden_rows, head.weight, targets, **scaled, **options)
+
+
 def runner_row_stats(
     runner: SplitRunner,
     hidden_rows: Any,
-    targets: npt.NDArray[np.int64],
+    targets: IntArray,
     num_threads: int | None,
     columns: Columns = Columns(),  # noqa: B008  # plain data, never changed
 ) -> Iterator[tuple[slice, xentrs.RowStats]]:
@@ -115,19 +122,7 @@ def runner_row_stats(
     """
     options = statistics_options(columns)
     if (head := runner.head) is not None:
-        yield (
-            slice(0, len(targets)),
-            xentrs.linear_row_stats(
-                hidden_rows,
-                head.weight,
-                targets,
-                bias=head.bias,
-                logit_scale=head.logit_scale,
-                softcap=head.softcap,
-                num_threads=num_threads,
-                **options,
-            ),
-        )
+        yield slice(0, len(targets)), head_row_stats(head, hidden_rows, targets, num_threads=num_threads, **options)
         return
     count = max(1, BLOCK_BYTES // (4 * runner.info.vocab_size))
     for first in range(0, len(targets), count):

@@ -144,7 +144,7 @@ class CompanionTokens:
         for table in run.tokens(["document", *self.columns, "flags"]):
             held = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
             starts = np.flatnonzero(np.diff(held["document"], prepend=-1)).tolist()
-            for start, end in zip(starts, [*starts[1:], len(table)], strict=True):
+            for start, end in zip(starts, [*starts, len(table)][1:], strict=True):
                 rows = {name: held[name][start:end] for name in (*self.columns, "flags")}
                 yield int(held["document"][start]), rows
 

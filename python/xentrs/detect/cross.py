@@ -1,21 +1,22 @@
 """Both models over the same windows: cross-entropy of the model under the reference, and its variance, for each token.
 
-In: two runners with one tokenizer and one vocabulary, a job's parts. Out: a RUN folder whose tokens have the reference
-model's `nll`, and `cross_entropy` and `cross_varentropy` with p of the reference and q of the model.
-
-Logits of both exist for one block of rows at a time; `xentrs.divergences` reads each once.
+In: two runners with one tokenizer and one vocabulary, sources, settings. Out: a RUN folder whose tokens have the
+reference model's `nll`, and `cross_entropy` and `cross_varentropy` with p of the reference and q of the model; where
+both models take the same batches it is written beside the model's own RUN, from the same hidden states.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-import xentrs
 from xentrs.corpus.aggregates import Totals
 from xentrs.corpus.ahead import AheadReader
 from xentrs.corpus.batches import Batch, plan_batches
@@ -23,16 +24,19 @@ from xentrs.corpus.columns import statistics
 from xentrs.corpus.journal import RunFolder
 from xentrs.corpus.parts import Part
 from xentrs.corpus.run import Job, Listener, text_job
-from xentrs.corpus.score import BLOCK_BYTES, PartColumns, Statistics, batch_rows, fill_part
-from xentrs.corpus.settings import Settings, protocol_block
+from xentrs.corpus.score import PartColumns, batch_rows, fill_part
+from xentrs.corpus.settings import Columns, Settings, protocol_block
 from xentrs.corpus.sources import Source
 from xentrs.corpus.tables import SCHEMA_VERSION, documents_parquet
+from xentrs.detect.both_models import joint_row_stats
 from xentrs.detect.pipeline import CROSS
 from xentrs.errors import ParamError
 from xentrs.models import SplitRunner
 from xentrs.runs.open_run import OpenRun
 
 _COLUMNS = ("document", "token_id", "nll", *CROSS, "flags")
+_Block = tuple[slice, dict[str, Any]]
+"""Rows of a batch, and their values by column."""
 
 
 def require_one_vocabulary(model: SplitRunner, reference: SplitRunner) -> None:
@@ -69,70 +73,133 @@ def require_window(reference: SplitRunner, settings: Settings) -> None:
         )
 
 
-def write_cross(
-    model: SplitRunner,
-    reference: SplitRunner,
-    sources: Sequence[Source],
-    settings: Settings,
-    folder: Path,
-    listener: Listener,
-) -> None:
-    """Score every document under both models into `folder`, which is resumed where it stands.
-
-    Raises:
-        ParamError: as `require_one_vocabulary` and `require_window`.
-        ManifestMismatch, InputChangedError: as `xentrs.corpus.run.score_corpus`.
+class CrossPass:
+    """The pass over both models, with a RUN folder of its own: beside the model's own pass, alone, or some parts so and
+    the rest so. It reads what the RUN reads, fields to group by included, so that both have the same parts.
     """
-    require_one_vocabulary(model, reference)
-    require_window(reference, settings)
-    job = text_job(reference, sources, settings)
-    protocol = {**job.protocol, "pass": "cross", "scoring_model": protocol_block(model, settings)}
-    with RunFolder(folder, {**job.fingerprint(), "protocol": protocol}) as run:
-        if run.finished_summary() is None:
-            number = _write_parts(run, job, model, reference, listener)
-            totals = OpenRun(folder).totals() if number else Totals()
-            found = {"totals": totals.block(), "best_documents": totals.best(), "worst_documents": totals.worst()}
-            run.finish({**job.fingerprint(), "protocol": protocol, "parts": number, **found}, {})
+
+    def __init__(
+        self, model: SplitRunner, reference: SplitRunner, sources: Sequence[Source], settings: Settings, folder: Path
+    ) -> None:
+        """Score nothing yet; `settings` are those of the RUN.
+
+        Raises:
+            ParamError: as `require_one_vocabulary` and `require_window`.
+        """
+        require_one_vocabulary(model, reference)
+        require_window(reference, settings)
+        self._model, self._reference, self._folder = model, reference, folder
+        self._settings = replace(settings, columns=Columns("basic"), keep_text=False)
+        own = text_job(model, sources, self._settings)
+        # Chats are written by the model's template, as in the RUN: the reference's may be another.
+        template = own.protocol["chat_template_sha256"]
+        about = {"pass": "cross", "scoring_model": own.protocol, "chat_template_sha256": template}
+        self._job = replace(own, protocol={**protocol_block(reference, self._settings), **about})
+
+    @contextmanager
+    def beside(self, main: Job) -> Iterator[Job]:
+        """The job of the RUN as one that writes the parts of this pass too, those that are not there yet. The job as it
+        is where the reference does not take the batches of the model: the bits of the RUN depend on these alone.
+        """
+        if _limits(self._model) != _limits(self._reference):
+            yield main
+            return
+        with ExitStack() as stack:
+            run: RunFolder | None = None
+
+            def score(part: Part, on_batch: Callable[[int], None]) -> PartColumns:
+                nonlocal run
+                # Not before the RUN is there: a folder with another one in it would be none.
+                run = run or stack.enter_context(self._open())
+                if part.number in run.parts:
+                    return main.score(part, on_batch)
+                own, crossed = self._score_both(part, main.settings, on_batch)
+                self._write_part(run, part, crossed)
+                return own
+
+            yield replace(main, score=score)
+
+    def write(self, listener: Listener) -> None:
+        """Score every part that is not there yet, and finish.
+
+        Raises:
+            ManifestMismatch, InputChangedError: as `xentrs.corpus.run.score_corpus`.
+        """
+        with self._open() as run:
+            if run.finished_summary() is None:
+                number = self._write_parts(run, listener)
+                totals = OpenRun(self._folder).totals() if number else Totals()
+                documents = {"best_documents": totals.best(), "worst_documents": totals.worst()}
+                summary = {**self._job.fingerprint(), "parts": number, "totals": totals.block(), **documents}
+                run.finish(summary, {})
+
+    def _open(self) -> RunFolder:
+        return RunFolder(self._folder, self._job.fingerprint())
+
+    def _write_parts(self, run: RunFolder, listener: Listener) -> int:
+        number = 0
+        with AheadReader(self._job.reader) as reader:
+            while True:
+                if number in run.parts:
+                    reader.seek(number + 1, run.end_of(number))
+                elif (part := reader.next_part()) is None:
+                    return number
+                else:
+                    columns = self._fill(part, self._batches(part), self._statistics_of)
+                    self._write_part(run, part, columns)
+                    listener.tokens_scored(int(columns.scored.sum()))
+                listener.part_finished(self._job.byte_position(run.end_of(number)))
+                number += 1
+
+    def _write_part(self, run: RunFolder, part: Part, columns: PartColumns) -> None:
+        documents = documents_parquet(columns, self._settings)
+        run.write_part(part, documents, _tokens_parquet(columns), columns.nll.to_bytes())
+
+    def _score_both(
+        self, part: Part, settings: Settings, on_batch: Callable[[int], None]
+    ) -> tuple[PartColumns, PartColumns]:
+        """The part's columns for the RUN, with these settings, and for this pass."""
+        batches = list(self._batches(part))
+        kept: list[list[_Block]] = []
+
+        def own_of(batch: Batch) -> Iterator[_Block]:
+            kept.append([])
+            for block, own, crossed in self._statistics(batch, settings.columns):
+                kept[-1].append((block, crossed))
+                yield block, own
+
+        columns = fill_part(part, batches, settings, own_of, on_batch)
+        crossed = iter(kept)
+        return columns, self._fill(part, batches, lambda batch: iter(next(crossed)))
+
+    def _fill(
+        self, part: Part, batches: Iterable[Batch], statistics_of: Callable[[Batch], Iterator[_Block]]
+    ) -> PartColumns:
+        return fill_part(part, batches, self._settings, statistics_of, further=CROSS)
+
+    def _batches(self, part: Part) -> Iterator[Batch]:
+        runners = self._model, self._reference
+        limits = [runner.max_batch_windows for runner in runners if runner.max_batch_windows is not None]
+        shares = all(runner.shares_contexts for runner in runners)
+        return plan_batches(part.documents, self._settings, max_windows=min(limits, default=None), shares=shares)
+
+    def _statistics_of(self, batch: Batch) -> Iterator[_Block]:
+        return ((block, crossed) for block, _, crossed in self._statistics(batch, self._settings.columns))
+
+    def _statistics(self, batch: Batch, columns: Columns) -> Iterator[tuple[slice, dict[str, Any], dict[str, Any]]]:
+        """Rows of a batch; what the RUN keeps of the model's statistics, and what this pass does of both models'."""
+        runners = self._reference, self._model
+        rows = [batch_rows(batch, runner) for runner in runners]
+        found = joint_row_stats(runners, rows, batch.targets, self._settings.num_threads, columns)
+        for block, reference_stats, own_stats, both in found:
+            crossed = {name: getattr(both, name) for name in CROSS}
+            crossed |= statistics(reference_stats, self._settings.columns)
+            yield block, statistics(own_stats, columns), crossed
 
 
-def _write_parts(run: RunFolder, job: Job, model: SplitRunner, reference: SplitRunner, listener: Listener) -> int:
-    number = 0
-    with AheadReader(job.reader) as reader:
-        while True:
-            if number in run.parts:
-                reader.seek(number + 1, run.end_of(number))
-            elif (part := reader.next_part()) is None:
-                return number
-            else:
-                columns = _score_part(part, model, reference, job.settings)
-                documents = documents_parquet(columns, job.settings)
-                run.write_part(part, documents, _tokens_parquet(columns), columns.nll.to_bytes())
-                listener.tokens_scored(int(columns.scored.sum()))
-            listener.part_finished(job.byte_position(run.end_of(number)))
-            number += 1
-
-
-def _score_part(part: Part, model: SplitRunner, reference: SplitRunner, settings: Settings) -> PartColumns:
-    batches = plan_batches(part.documents, settings, max_windows=_max_windows(model, reference))
-    return fill_part(
-        part, batches, settings, lambda batch: _batch_statistics(batch, model, reference, settings), further=CROSS
-    )
-
-
-def _batch_statistics(batch: Batch, model: SplitRunner, reference: SplitRunner, settings: Settings) -> Statistics:
-    """Rows of a batch, and what of them is kept: statistics of the reference model, and of both."""
-    p_rows, q_rows = (batch_rows(batch, runner) for runner in (reference, model))
-    count = max(1, BLOCK_BYTES // (8 * reference.info.vocab_size))
-    for first in range(0, len(batch.targets), count):
-        block = slice(first, first + count)
-        p_logits, q_logits = reference.logits(p_rows[block]), model.logits(q_rows[block])
-        stats = xentrs.row_stats(p_logits, batch.targets[block], num_threads=settings.num_threads)
-        both = xentrs.divergences(p_logits, q_logits, num_threads=settings.num_threads)
-        yield block, {**statistics(stats, settings.columns), **{name: getattr(both, name) for name in CROSS}}
-
-
-def _max_windows(*runners: SplitRunner) -> int | None:
-    return min((runner.max_batch_windows for runner in runners if runner.max_batch_windows is not None), default=None)
+def _limits(runner: SplitRunner) -> tuple[int | None, bool]:
+    """What decides how documents are cut into batches for it."""
+    return runner.max_batch_windows, runner.shares_contexts
 
 
 def _tokens_parquet(columns: PartColumns) -> bytes:

@@ -40,7 +40,7 @@ are NaN, and for infinity less or over infinity; each carries its reason (`Docum
 
 **Needs** are columns of the tokens table (docs/schema.md) and: `zlib_byte_count`, from the text; `lowercase`,
 `reference`, `nonmember_shots`, `member_shots`, the same documents scored once more; `cross_entropy` and
-`cross_varentropy`, from one pass over both models' logits; `frequencies`, a `TokenFrequencies` of the same tokenizer;
+`cross_varentropy`, from one pass over both models; `frequencies`, a `TokenFrequencies` of the same tokenizer;
 `tempered`, the columns of `--inverse-temperatures`.
 """
 _TAIL = """## The bound of the tests

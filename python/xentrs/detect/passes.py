@@ -6,7 +6,7 @@ In: a prepared model, sources, settings, which passes. Out: RUN folders: the RUN
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from xentrs.detect.companions import (
     reference_job,
     shots_job,
 )
-from xentrs.detect.cross import write_cross
+from xentrs.detect.cross import CrossPass
 from xentrs.models import SplitRunner
 from xentrs.runs.open_run import OpenRun
 
@@ -59,18 +59,26 @@ def run_passes(
     """
     main = text_job(model, sources, settings)
     jobs = dict(_jobs(model, sources, companion_settings(settings), passes))  # refused before anything is scored
-    with listening("documents", main) as listener:
-        result = run_job(main, folder, listener)
+    cross = _cross(model, sources, settings, folder, passes)
+    with listening("documents", main) as listener, nullcontext(main) if cross is None else cross.beside(main) as job:
+        result = run_job(job, folder, listener)
     for name, job in jobs.items():
         with listening(name, job) as listener:
             run_job(job, companion_folder(folder, name), listener)
     opened = {name: OpenRun(companion_folder(folder, name)) for name in jobs}
-    if passes.reference is not None and passes.reference_settings is None:
-        path, plain = companion_folder(folder, "cross"), companion_settings(settings)
+    if cross is not None:
         with listening("cross", main) as listener:
-            write_cross(model, passes.reference, sources, plain, path, listener)
-        opened["cross"] = OpenRun(path)
+            cross.write(listener)
+        opened["cross"] = OpenRun(companion_folder(folder, "cross"))
     return result, opened
+
+
+def _cross(
+    model: SplitRunner, sources: Sequence[Source], settings: Settings, folder: Path, passes: Passes
+) -> CrossPass | None:
+    if passes.reference is None or passes.reference_settings is not None:
+        return None
+    return CrossPass(model, passes.reference, sources, settings, companion_folder(folder, "cross"))
 
 
 def opened_companions(folder: Path) -> dict[str, OpenRun]:

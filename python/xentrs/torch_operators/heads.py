@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from xentrs.arguments import check_shift, reduced, settings
-from xentrs.errors import ShapeError
-from xentrs.heads import LentHead, LossCall, lend_side
+from xentrs.heads import LentHead, LossCall, lend_side, lend_sides
 from xentrs.torch_operators.define import (
     are_tensors,
     cannot_hold,
@@ -183,11 +182,8 @@ def _sides(tensors: tuple[Any, ...], known: tuple[Any, ...]) -> tuple[LentHead, 
         tensor.detach() if isinstance(tensor, torch.Tensor) else tensor for tensor in tensors
     )
     p_scale, p_softcap, q_scale, q_softcap, vocab_size = known[:5]
-    p = lend_side(p_hidden, p_weight, None, 0, p_bias, p_scale, p_softcap, vocab_size, "p_")
-    q = lend_side(q_hidden, q_weight, None, 0, q_bias, q_scale, q_softcap, vocab_size, "q_", p)
-    if p.shape != q.shape:
-        raise ShapeError(f"q_hidden has rows {q.shape}, expected {p.shape} as p_hidden has")
-    return p, q
+    p = (p_hidden, p_weight, p_bias, p_scale, p_softcap)
+    return lend_sides(p, (q_hidden, q_weight, q_bias, q_scale, q_softcap), vocab_size)
 
 
 def _kl(*arguments: Any) -> tuple[torch.Tensor, ...]:

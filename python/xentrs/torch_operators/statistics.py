@@ -13,6 +13,7 @@ import torch
 
 from xentrs import functional as _rows
 from xentrs import linear as _heads
+from xentrs import linear_pairs as _pairs
 from xentrs import tempered as _tempered
 from xentrs.arguments import check_reduction, check_shift
 from xentrs.divergences import divergences as _divergences
@@ -176,6 +177,40 @@ _divergences_operator = without_backward(
 def divergences(p_logits: torch.Tensor, q_logits: torch.Tensor, **known: Any) -> Divergences:
     """`xentrs.divergences` in a graph."""
     found = _divergences_operator(p_logits, q_logits, **known)
+    return Divergences(**dict(zip(_DIVERGENCES, found, strict=True)))
+
+
+_linear_divergences_operator = without_backward(
+    "linear_divergences(Tensor p_hidden, Tensor p_weight, Tensor q_hidden, Tensor q_weight, Tensor? p_bias=None, "
+    "Tensor? q_bias=None, *, float p_logit_scale=1.0, float q_logit_scale=1.0, float? p_softcap=None, "
+    "float? q_softcap=None, float temperature=1.0, SymInt? vocab_size=None, int? num_threads=None) -> Tensor[]",
+    lambda p_hidden, p_weight, q_hidden, q_weight, p_bias=None, q_bias=None, **known: _fields(
+        _pairs.linear_divergences(p_hidden, p_weight, q_hidden, q_weight, p_bias=p_bias, q_bias=q_bias, **known),
+        *_DIVERGENCES,
+    ),
+    lambda hidden, *_, **known: _new(hidden, hidden.shape[:-1], _DIVERGENCES),
+)
+
+
+def linear_divergences(
+    p_hidden: torch.Tensor,
+    p_weight: torch.Tensor,
+    q_hidden: torch.Tensor,
+    q_weight: torch.Tensor,
+    *,
+    p_bias: Any = None,
+    q_bias: Any = None,
+    **known: Any,
+) -> Divergences:
+    """`xentrs.linear_divergences` in a graph."""
+    heads = (p_hidden, p_weight, q_hidden, q_weight)
+    if cannot_hold(p_weight, q_weight):
+        result: Divergences = outside_of_graphs(
+            _pairs.linear_divergences, *heads, p_bias=p_bias, q_bias=q_bias, **known
+        )
+        return result
+    biases = (floats_like(p_bias, p_hidden, "p_bias"), floats_like(q_bias, q_hidden, "q_bias"))
+    found = _linear_divergences_operator(*heads, *biases, **known)
     return Divergences(**dict(zip(_DIVERGENCES, found, strict=True)))
 
 

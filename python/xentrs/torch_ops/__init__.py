@@ -21,7 +21,9 @@ from xentrs.torch_ops.gradients import (
 from xentrs.torch_ops.head_gradients import linear_gradients, linear_kl_gradients
 from xentrs.torch_ops.jensen import js_divergence, top_k_kl_divergence
 from xentrs.torch_ops.linear import (
+    linear_divergences,
     linear_expected_embedding,
+    linear_joint_row_stats,
     linear_kl_divergence,
     linear_loss,
     linear_loss_only,
@@ -41,8 +43,10 @@ __all__ = [
     "js_gradients",
     "kl_divergence",
     "kl_gradients",
+    "linear_divergences",
     "linear_expected_embedding",
     "linear_gradients",
+    "linear_joint_row_stats",
     "linear_kl_divergence",
     "linear_kl_gradients",
     "linear_loss",

@@ -24,9 +24,9 @@ from xentrs.torch_ops.checks import (
     check_vocabulary,
     written,
 )
-from xentrs.torch_ops.leaf import reference_of
+from xentrs.torch_ops.leaf import IGNORED, reference_of
 from xentrs.torch_ops.losses import loss_rows
-from xentrs.torch_ops.pairs import Pair, kl_rows
+from xentrs.torch_ops.pairs import Pair, divergence_rows, kl_rows
 from xentrs.torch_ops.peers import cut_loss
 from xentrs.torch_ops.rows import finish_columns, scan
 
@@ -156,6 +156,34 @@ def linear_kl_divergence(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """KL(p||q) of two models over one vocabulary, flags, and four scales for each row, flat."""
     return kl_rows(head_pair(p, q, temperature, num_threads))
+
+
+def linear_divergences(
+    p: dict[str, Any], q: dict[str, Any], *, temperature: float, num_threads: int | None
+) -> dict[str, Any]:
+    """KL both ways, the cross-entropy of q under p, and the variance of ln q under p."""
+    return divergence_rows(head_pair(p, q, temperature, num_threads))
+
+
+def linear_joint_row_stats(
+    p: dict[str, Any],
+    q: dict[str, Any],
+    targets: Tensor,
+    settings: dict[str, Any],
+    *,
+    top_k: int,
+    tempered: dict[str, Any] | None,
+) -> list[dict[str, Any]]:
+    """Statistics of p's rows, of q's with what `tempered` asks for, and divergences: three calls, as torch's blocks of
+    logits are larger than what a pass over both could keep.
+    """
+    of_p = linear_row_stats(p, targets, settings, all=True, top_k=0, strict=False)
+    of_q = linear_row_stats(q, targets, settings, all=True, top_k=top_k, strict=False, tempered=tempered)
+    both = linear_divergences(p, q, temperature=settings["temperature"], num_threads=settings["num_threads"])
+    ignored = targets == settings["ignore_index"]
+    for name, column in both.items():
+        column[ignored] = IGNORED if name == "flags" else torch.nan
+    return [of_p, of_q, both]
 
 
 def head_pair(p: dict[str, Any], q: dict[str, Any], temperature: float, num_threads: int | None) -> Pair:

@@ -181,7 +181,11 @@ def divergences(
     p_logits: Tensor, q_logits: Tensor, element: str, *, temperature: float, num_threads: int | None
 ) -> dict[str, Any]:
     """KL both ways, the cross-entropy of q under p, and the variance of ln q under p."""
-    pair = pair_of(p_logits, q_logits, element, temperature, num_threads)
+    return divergence_rows(pair_of(p_logits, q_logits, element, temperature, num_threads))
+
+
+def divergence_rows(pair: Pair) -> dict[str, Any]:
+    """The same of any pair."""
     return joined([_divergences(pair, rows) for rows in pair.row_spans()])
 
 

@@ -1,14 +1,19 @@
 //! Quantities of logits that are never all made: from hidden states and a head.
 
+mod joint;
 mod projection;
 #[cfg(test)]
 mod tests;
 
+#[cfg(feature = "python")]
+pub(crate) use joint::linear_joint_row_stats_with;
+pub use joint::{JointColumns, linear_joint_row_stats};
 pub use projection::{MadeOf, Projection};
 pub(super) use projection::{with_narrow_tiles, with_source, with_tiles};
 
 use super::kl::{KlColumns, kl_rows};
 use super::loss::{LossColumns, LossOptions, loss_rows};
+use super::pair::{DivergenceColumns, pair_rows};
 use super::rows::scan;
 use super::tempered::{TemperedColumns, TemperedOptions, scan_tempered};
 use super::{Options, check_positive, check_rows, never};
@@ -155,6 +160,43 @@ pub(crate) fn linear_kl_divergence_with(
 ) -> Result<KlColumns, Error> {
     check_sides(p, q, temperature)?;
     with_source!([p, q], execution, |source, plan| kl_rows(source, temperature, false, plan.isa, interrupt))
+}
+
+/// KL both ways, cross-entropy of q under p and the variance of ln q under p of two models over one vocabulary, as
+/// [`divergences`](crate::divergences) defines them; hidden states and heads may differ in width and type. Each head is
+/// multiplied once.
+///
+/// ```
+/// use xentrs::{Error, Execution, Head, LogitsView, Projection, Weight, linear_divergences};
+/// fn side(weight: &[f64]) -> Result<Projection<'_>, Error> {
+///     let head = Head::new(Weight::Rows(LogitsView::from_slice(weight, 2, 1)?.into()), None)?;
+///     Projection::new(LogitsView::from_slice(&[1.0], 1, 1)?.into(), head)
+/// }
+/// let found = linear_divergences(&side(&[0.0, 1.0])?, &side(&[1.0, 1.0])?, 1.0, &Execution::default())?;
+/// assert!((found.cross_entropy[0] - 2f64.ln()).abs() < 1e-12);
+/// # Ok::<(), xentrs::Error>(())
+/// ```
+///
+/// # Errors
+/// As [`kl_divergence`](crate::kl_divergence).
+pub fn linear_divergences(
+    p: &Projection<'_>,
+    q: &Projection<'_>,
+    temperature: f64,
+    execution: &Execution,
+) -> Result<DivergenceColumns, Error> {
+    linear_divergences_with(p, q, temperature, execution, &never)
+}
+
+pub(crate) fn linear_divergences_with(
+    p: &Projection<'_>,
+    q: &Projection<'_>,
+    temperature: f64,
+    execution: &Execution,
+    interrupt: Interrupt<'_>,
+) -> Result<DivergenceColumns, Error> {
+    check_sides(p, q, temperature)?;
+    with_source!([p, q], execution, |source, plan| pair_rows(source, temperature, plan.isa, interrupt))
 }
 
 /// The settings without the soft cap, which the projection has.

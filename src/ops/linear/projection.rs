@@ -152,7 +152,7 @@ impl<'a> Projection<'a> {
     /// All logits of one other row of hidden states.
     pub(in crate::ops) fn logits_of(&self, hidden: MatrixView<'_>, execution: &Execution) -> Result<Vec<f64>, Error> {
         let other = Projection { hidden, ..self.clone() };
-        with_source!([&other], execution, |source, _plan| Ok(source.logits(0)))
+        with_source!([&other], execution, |source, _plan| Ok(source.logits(0, 0)))
     }
 
     /// Products in float32 or in tiles of bfloat16.

@@ -124,6 +124,52 @@ fn what_is_made_beside_the_statistics_is_as_exact_and_has_the_same_bits_on_any_t
     }
 }
 
+/// KL both ways, -sum p ln q and the variance of ln q under p, by plain loops.
+fn divergences_of(p: &[f64], q: &[f64], temperature: f64) -> [f64; 4] {
+    let (log_p, log_q) = (reference::log_probs(p, temperature, None), reference::log_probs(q, temperature, None));
+    let mean_of = |value: &dyn Fn(f64) -> f64| -> f64 {
+        log_p.iter().zip(&log_q).map(|(log_p, log_q)| libm::exp(*log_p) * value(*log_q)).sum()
+    };
+    let mean = mean_of(&|log_q| log_q);
+    let forward = reference::kl_divergence(p, q, temperature);
+    let reverse = reference::kl_divergence(q, p, temperature);
+    [forward, reverse, -mean, mean_of(&|log_q| (log_q - mean) * (log_q - mean))]
+}
+
+#[test]
+fn two_heads_are_as_exact_and_the_joint_call_has_the_bits_of_its_parts() {
+    let (p_model, q_model) = (Model::new(150, 77, 4200), Model::new(150, 40, 4200));
+    let (p, q) = (p_model.projection(), q_model.projection());
+    let targets = Some(&p_model.targets);
+    let wanted = TemperedOptions { moments: true, renyi_orders: &[2.0], inverse_temperatures: &[0.5] };
+    for isa in classes() {
+        let options = |threads, top_k| {
+            let execution = execution(isa, threads);
+            Options { execution, temperature: 1.3, top_k, ..Options::default() }
+        };
+        let found = linear_divergences(&p, &q, 1.3, &execution(isa, 1)).expect("a plain call");
+        let fields =
+            [&found.kl_divergence, &found.reverse_kl_divergence, &found.cross_entropy, &found.cross_varentropy];
+        for row in [0, 5, 149] {
+            let expected = divergences_of(&p_model.logits(row), &q_model.logits(row), 1.3);
+            for (field, expected) in fields.iter().zip(expected) {
+                // The products' errors, as above, times what a measure makes of them: at most 4.
+                assert!((field[row] - expected).abs() < 5e-5, "{isa:?} row {row}: {}, expected {expected}", field[row]);
+            }
+        }
+        let of_p = linear_row_stats(&p, targets, &options(1, 0)).expect("a plain call");
+        let of_q = linear_tempered_row_stats(&q, targets, &wanted, &options(1, 2)).expect("a plain call");
+        let mut both = found.clone();
+        (0..150).filter(|&row| p_model.targets.column(row).is_none()).for_each(|row| both.ignore(row));
+        for threads in [1, 2, 5] {
+            let joint = linear_joint_row_stats(&p, &q, targets, &wanted, &options(threads, 2)).expect("a plain call");
+            assert_eq!(format!("{:?}", joint.p), format!("{of_p:?}"), "{isa:?}");
+            assert_eq!(format!("{:?}", (joint.q, joint.q_tempered)), format!("{of_q:?}"), "{isa:?}");
+            assert_eq!(format!("{:?}", joint.divergences), format!("{both:?}"), "{isa:?}");
+        }
+    }
+}
+
 #[test]
 fn a_call_has_the_bits_of_the_emulation_on_any_threads_and_packed() {
     let model = Model::new(150, 100, 9000);

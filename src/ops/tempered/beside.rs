@@ -92,9 +92,9 @@ pub(in crate::ops) fn scan_tempered<E: Element>(
     let (mut values, mut flags) = sums.room(width)?;
     let finish =
         |partial: &TemperedPartial, target: Option<f64>, values: &mut [f64]| measures.write(partial, target, values);
-    let work = Both { first, second: sums.work(options, &measures.ignored, finish)? };
+    let second = sums.work(options, &measures.ignored, finish)?;
     source.run(
-        &work,
+        &Both { first: &first, second: &second },
         |size| columns.slots(size).into_iter().zip(slots(&mut values, &mut flags, size, width)).collect(),
         interrupt,
     )?;

@@ -115,8 +115,8 @@ where
         partial: &mut TemperedPartial,
     ) {
         let (softcap, class_weights, chains) = (self.softcap, self.class_weights, self.exponents.chains.as_slice());
-        partial.target_logit = row.target_logit.map(|logit| capped(self.isa, softcap, logit).into());
-        let [row] = row.views;
+        let ([target_logit], [row]) = (row.target_logits, row.views);
+        partial.target_logit = target_logit.map(|logit| capped(self.isa, softcap, logit).into());
         self.isa.run(TemperedRow { chains, softcap, class_weights, row, leaves, scratch, partial });
     }
 
