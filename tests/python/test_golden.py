@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import importlib.util
 import math
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import reference as ref
 import xentrs as xe
+from loading import load_file
 
 GOLDEN: Final = Path(__file__).parents[1] / "golden"
 SHA256: Final = "45a1b5ba15e95ee7871b0f043d401ef5c71c5883e566d5347f04c8c5a6ec2c1a"
@@ -23,20 +23,9 @@ COMPARED: Final = range(0, 200 * 9, 9)
 COMPUTED: Final = range(0, 20 * 97, 97)
 
 
-def load_recipe() -> ModuleType:
-    """`tests/golden/make.py` as a module; its folder is no package."""
-    spec = importlib.util.spec_from_file_location("golden_make", GOLDEN / "make.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def make() -> ModuleType:
-    return load_recipe()
+    return load_file(GOLDEN / "make.py")
 
 
 def test_the_csv_is_the_pinned_one() -> None:

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from loading import load_file
 
 FOLDER = Path(__file__).resolve().parents[2] / "benches" / "truth"
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"truth_{name}", FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def texts() -> ModuleType:
-    return load("texts")
+    return load_file(FOLDER / "texts.py")
 
 
 def words(start: int, count: int = 40) -> str:
@@ -77,4 +66,4 @@ def test_canaries_are_words_of_the_pool_in_no_order_of_it(texts: ModuleType) -> 
 
 def test_pod_loses_its_markup() -> None:
     pod = "=head1 NAME\n\nB<perl> is I<a C<small>\nlanguage>.\n\n    verbatim code\n\nSee L<< perlrun >>."
-    assert load("debian").without_pod(pod) == "perl is a small language.\n\nSee perlrun."
+    assert load_file(FOLDER / "debian.py").without_pod(pod) == "perl is a small language.\n\nSee perlrun."
