@@ -90,7 +90,7 @@ bench-detect: build ## what scores for detection cost, against the nll alone and
 
 # TRUTH_CORPUS=debian takes a larger pool from Debian packages (5 minutes); benches/truth tells.
 truth-bench: model ## is what `xentrs detect` says true where the truth is known? models trained on the spot (3 minutes)
-	$(BIN)/python benches/truth
+	OMP_WAIT_POLICY=passive $(BIN)/python benches/truth
 
 bench-scaling: build ## speed of one row, few rows and many rows for 1, 2, 4, ... all threads
 	$(BIN)/python benches/scaling.py

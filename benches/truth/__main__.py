@@ -48,10 +48,12 @@ from tokenizers import Tokenizer
 from training import Recipe, new_model, save, train, train_tokenizer
 from xentrs.models import catalog
 
+CORPORA = ("examples", "debian")
 DOSES = (1, 2, 5)  # epochs, before the last
 # Not Min-K%++: one epoch is enough for it to tell tokens that were read from those that were not, whatever the text.
 DOSE_SCORES = ("loss", "zlib", "min-k")
 TIMES_SEEN, CANARIES_EACH = (0, 1, 4, 16, 64), 8
+TRAINED_ERROR = 0.001  # a model trained on the spot differs by rounding from machine to machine: chance is drawn anew
 OFTEN = 16  # canaries seen so often are found as a set
 SHOTS = 4
 REFEREE_DOCUMENTS = 40
@@ -181,8 +183,8 @@ def check_membership(bench: Bench, scored: dict[str, Scored]) -> None:
     members_win(findings, found, (*ASSERTED, *ASSERTED_WITH_REFERENCE), "members of A against C")
     members_win(findings, scored["a"].evaluated(a, b), ASSERTED, "A's model, A against B")
     members_lose(findings, scored["b"].evaluated(a, b), ASSERTED, "B's model, A against B")
-    all_at_chance(findings, scored["untrained"], a, b, "untrained model, A against B")
-    all_at_chance(findings, scored["b"], a, c, "B's model, A against C")
+    all_at_chance(findings, scored["untrained"], a, b, "untrained model, A against B", 0.05)
+    all_at_chance(findings, scored["b"], a, c, "B's model, A against C", TRAINED_ERROR)
     canaries_ordered(findings, scored["a"], bench.traps)
     by_dose = {0: "untrained", **{epochs: f"a-{epochs}" for epochs in DOSES}, bench.recipe.epochs: "a"}
     doses = {epochs: scored[name].evaluated(a, c) for epochs, name in by_dose.items() if name in scored}
@@ -206,7 +208,7 @@ def check_tests(bench: Bench, scored: dict[str, Scored]) -> None:
 def parse_options() -> argparse.Namespace:
     """What the command line and the environment ask for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", choices=("examples", "debian"), default=os.environ.get("TRUTH_CORPUS", "examples"))
+    parser.add_argument("--corpus", default=os.environ.get("TRUTH_CORPUS", CORPORA[0]), help="examples or debian")
     parser.add_argument("--documents", type=int, help="of the pool, at most  [default: all; 1,500 of debian]")
     parser.add_argument("--epochs", type=int, help="[default: 10; 4 of debian]")
     parser.add_argument("--machine-texts", type=int, default=100, help="documents to take prompts from")
@@ -214,6 +216,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="kept; otherwise a folder that is removed")
     parser.add_argument("--json", type=Path, help="checks and tables")
     options = parser.parse_args()
+    if options.corpus not in CORPORA:  # argparse does not look at what the environment says
+        parser.error(f"--corpus (or TRUTH_CORPUS) is {options.corpus!r}, expected one of {', '.join(CORPORA)}")
     if options.corpus == "debian":
         options.documents = options.documents or 1500
     options.epochs = options.epochs or (4 if options.corpus == "debian" else 10)

@@ -1,4 +1,4 @@
-"""Text of Debian packages: a larger pool than the examples, the same on every machine.
+"""Text of Debian packages: a larger pool than the examples, as the release of the machine has it.
 
 In: apt, which downloads packages by name; nothing is installed. Out: texts without markup: fortunes, a dictionary of
 computing, the manual pages of Perl.
@@ -23,7 +23,8 @@ def debian_texts(folder: Path) -> Iterator[str]:
                 ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", name], cwd=folder, check=True
             )
             (package,) = folder.glob(f"{name}_*.deb")
-            subprocess.run(["dpkg-deb", "-x", package, folder / name], check=True)
+            subprocess.run(["dpkg-deb", "-x", package, folder / f"{name}.partial"], check=True)
+            (folder / f"{name}.partial").rename(folder / name)
     for name in PACKAGES:
         for path in sorted((folder / name).rglob("*")):
             if path.is_file() and not path.is_symlink():

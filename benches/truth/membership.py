@@ -31,7 +31,6 @@ ASSERTED = (
     "fast-detectgpt",
 )
 ASSERTED_WITH_REFERENCE = ("ref-difference", "ref-ratio")
-FAMILY_ERROR = 0.05  # of all intervals of a null model together
 CEILING = 0.01  # near an area of 1 a document more or less is chance
 
 
@@ -49,9 +48,11 @@ def members_lose(findings: Findings, found: Evaluation, names: Sequence[str], wh
         findings.check(f"{what}, {name}", f"AUROC {_area(entry)}, expected below 0.5", entry.interval.high < 0.5)
 
 
-def all_at_chance(findings: Findings, scored: Scored, members: Sequence[str], others: Sequence[str], what: str) -> None:
-    """Every interval covers one half, all of them together with `FAMILY_ERROR`."""
-    level = 1.0 - FAMILY_ERROR / len(scored.values)
+def all_at_chance(
+    findings: Findings, scored: Scored, members: Sequence[str], others: Sequence[str], what: str, error: float
+) -> None:
+    """Every interval covers one half, but for `error`, the chance that any of them does not."""
+    level = 1.0 - error / len(scored.values)
     scores = scored.evaluated(members, others, level).scores
     wrong = [name for name, entry in scores.items() if not entry.interval.low <= 0.5 <= entry.interval.high]
     furthest = max(scores.values(), key=lambda entry: abs(entry.auroc - 0.5))

@@ -49,6 +49,7 @@ def dataset_inference_keeps_its_level(
         tests.append((found.permutation_p_value, found.welch_p_value))
     permutation, welch = np.array(tests).T
     _check_uniform(findings, f"dataset inference, permutation test, {what}", permutation)
+    _check_uniform(findings, f"dataset inference, Welch's test, {what}", welch)
     most = ALPHA + 2.0 * math.sqrt(ALPHA * (1.0 - ALPHA) / SPLITS)
     for name, p_values in (("permutation", permutation), ("Welch", welch)):
         share = float((p_values <= ALPHA).mean())
