@@ -83,6 +83,8 @@ def test_the_result_is_that_of_the_functions(xentrs_command: Command, runs: tupl
     assert "differ in nothing else" in result.out
     assert "does not show that the documents were not trained on" in result.out
     assert "left out dc-pdd: frequencies (--frequencies FILE)" in result.err
+    assert page["result"]["unchecked"] is None
+    assert "could not be looked for" not in result.err
     as_json = xentrs_command("dataset-inference", *runs, *options, "--json", "--quiet")
     assert (as_json.code, as_json.err) == (0, "")
     assert json.loads(as_json.out) == page
@@ -147,20 +149,61 @@ def test_documents_of_both_sets_are_refused(
     assert xentrs_command("dataset-inference", suspect, suspect).code == 2
 
 
-def test_the_same_answer_to_other_questions_is_another_document(
+def test_documents_twice_in_a_set_are_refused(
     xentrs_command: Command, runs: tuple[Path, Path], tiny_model: Path, tmp_path: Path
 ) -> None:
-    def pairs(name: str, texts: Sequence[str], ids: str) -> Path:
-        records = [{"q": text, "a": " the river", "id": f"{ids}{place}"} for place, text in enumerate(texts)]
+    """Copies stand in the half that fits and in the half that is tested. Documents without a token are none."""
+    suspect, _ = runs
+    texts = [*VALIDATION, "", VALIDATION[4], VALIDATION[4], VALIDATION[1], ""]
+    twice = score(xentrs_command, of_texts(tmp_path / "twice.jsonl", texts), tiny_model, tmp_path / "twice")
+    for given in ((suspect, twice), (twice, suspect)):
+        result = xentrs_command("dataset-inference", *given, "--scores", "loss")
+        assert (result.code, result.out) == (2, "")
+        assert f"3 documents of {twice} repeat another of the same set, the first 31 repeats 4: " in result.err
+        assert "remove duplicates first" in result.err
+    once = [*VALIDATION, "", ""]
+    apart = score(xentrs_command, of_texts(tmp_path / "once.jsonl", once), tiny_model, tmp_path / "once")
+    assert xentrs_command("dataset-inference", suspect, apart, "--scores", "loss").code == 0
+
+
+def test_pairs_are_known_by_their_whole_text(
+    xentrs_command: Command, runs: tuple[Path, Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    """Not by the answer, which stands behind many questions, and not by ids, which a rewritten benchmark keeps."""
+
+    def pairs(name: str, texts: Sequence[str], ids: str | None, *options: object) -> Path:
+        records: list[dict[str, Any]] = [{"q": text, "a": " the river"} for text in texts]
+        for place, record in enumerate(records if ids is not None else ()):
+            record["id"] = f"{ids}{place}"
         keys = ("--context-key", "q", "--continuation-key", "a")
         corpus = write_records(tmp_path / f"{name}.jsonl", records)
-        return score(xentrs_command, corpus, tiny_model, tmp_path / name, *keys)
+        return score(xentrs_command, corpus, tiny_model, tmp_path / name, *keys, *options)
 
-    suspect, validation = pairs("pairs", SUSPECT, "s"), pairs("others", VALIDATION, "v")
-    assert xentrs_command("dataset-inference", suspect, validation, "--scores", "loss").code == 0
-    again = pairs("again", VALIDATION, "s")
-    assert "stand in" in xentrs_command("dataset-inference", suspect, again).err
-    result = xentrs_command("dataset-inference", suspect, runs[1])
+    def infer(*given: Path, as_json: bool = True) -> CommandResult:
+        return xentrs_command("dataset-inference", *given, "--scores", "loss", *(["--json"] if as_json else []))
+
+    suspect, rewritten = pairs("pairs", SUSPECT, "s"), pairs("rewritten", VALIDATION, "s")
+    result = infer(suspect, rewritten)
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["result"]["unchecked"] is None
+    # Without ids they are named by file and line; a kept text and one that is read again are the same.
+    for name, options in (("again", ()), ("kept", ("--keep-text",))):
+        again = pairs(name, [*VALIDATION, SUSPECT[3]], None, *options)
+        result = infer(suspect, again)
+        assert (result.code, result.out) == (2, "")
+        assert f"1 documents of {again} stand in {suspect} too" in result.err
+    twice = pairs("twice", [*VALIDATION, VALIDATION[5]], "v")
+    assert "1 documents of" in (result := infer(suspect, twice)).err
+    assert "the first v30 repeats v5" in result.err
+    # Where the text is gone nothing is refused, and that is said; the other set is still looked at.
+    (tmp_path / "pairs.jsonl").unlink()
+    result = infer(suspect, rewritten)
+    assert result.code == 0, result.err
+    unchecked = json.loads(result.out)["result"]["unchecked"]
+    assert unchecked.startswith(f"{suspect}: the inputs cannot be read again")
+    assert f"documents in both sets, or twice in one, could not be looked for: {unchecked}" in result.err
+    assert "repeats v5" in infer(suspect, twice).err
+    result = infer(suspect, runs[1], as_json=False)
     assert result.code == 2
     assert "holds pairs and" in result.err
     assert "texts: expected one kind of records" in result.err
@@ -213,6 +256,80 @@ def test_further_passes_count_where_both_have_them(
     result = xentrs_command("dataset-inference", suspect, detect("validation", "a town"))
     assert result.code == 2
     assert "have different protocols: shots_sha256: " in result.err
+
+
+def test_reference_passes_of_two_kinds_are_refused(
+    xentrs_command: Command, tiny_model: Path, tiny_bos_model: Path, tmp_path: Path
+) -> None:
+    """One reference model has the tokenizer of the model and one has not: both give ref-*, of different models."""
+    same_tokenizer = write_model(tmp_path / "reference", hidden_size=48)
+
+    def detect(name: str, texts: Sequence[str], reference: Path) -> Path:
+        arguments = ("--model", tiny_model, "--dtype", "float32", "--threads", 1, "--scores", "loss,ref-ratio")
+        corpus, run = of_texts(tmp_path / f"{name}.jsonl", texts), tmp_path / f"{name}-{reference.name}"
+        result = xentrs_command("detect", corpus, "-o", run, *arguments, "--reference", reference)
+        assert result.code == 0, result.err
+        return run
+
+    suspect, validation = detect("suspect", SUSPECT, tiny_bos_model), detect("validation", VALIDATION, same_tokenizer)
+    passes = suspect / "companions" / "reference", validation / "companions" / "cross"
+    for given, named in (((suspect, validation), passes), ((validation, suspect), passes[::-1])):
+        result = xentrs_command("dataset-inference", *given, "--scores", "ref-ratio")
+        assert (result.code, result.out) == (2, "")
+        assert f"{named[0]} and {named[1]} are the reference passes: expected one kind" in result.err
+    alike = detect("suspect", SUSPECT, same_tokenizer)
+    assert xentrs_command("dataset-inference", alike, validation, "--scores", "ref-ratio").code == 0
+    other = detect("validation", VALIDATION, write_model(tmp_path / "narrow", hidden_size=16))
+    result = xentrs_command("dataset-inference", alike, other, "--scores", "ref-ratio")
+    assert result.code == 2
+    assert "have different protocols: model" in result.err
+
+
+def test_columns_of_one_set_alone_are_said(xentrs_command: Command, tiny_model: Path, tmp_path: Path) -> None:
+    """Both have scores at inverse temperatures, but at others."""
+    suspect, validation = (
+        score(
+            xentrs_command,
+            of_texts(tmp_path / f"{name}.jsonl", texts),
+            tiny_model,
+            tmp_path / name,
+            "--inverse-temperatures",
+            temperatures,
+        )
+        for name, texts, temperatures in (("suspect", SUSPECT, "0.5,1"), ("validation", VALIDATION, "1,2"))
+    )
+    result = xentrs_command("dataset-inference", suspect, validation, "--json")
+    assert result.code == 0, result.err
+    page = json.loads(result.out)["result"]
+    assert "acmia-norm_beta_1" in page["features"]
+    assert not [name for name in page["features"] if name.startswith(("acmia_", "acmia-deriv_"))]
+    lacks = "the {} documents lack this column of the score"
+    for name, side in (
+        ("acmia_beta_0.5", "validation"),
+        ("acmia_beta_2", "suspect"),
+        ("acmia-deriv_beta_0.5_1", "validation"),
+        ("acmia-deriv_beta_1_2", "suspect"),
+        ("acmia-norm_beta_0.5", "validation"),
+        ("acmia-norm_beta_2", "suspect"),
+    ):
+        assert page["unavailable"][name] == lacks.format(side)
+    assert f"left out acmia_beta_0.5, acmia-deriv_beta_0.5_1, acmia-norm_beta_0.5: {lacks.format('validation')}" in (
+        result.err
+    )
+    assert xentrs_command("dataset-inference", suspect, validation, "--scores", "acmia-norm").code == 0
+    result = xentrs_command("dataset-inference", suspect, validation, "--scores", "loss,acmia")
+    assert (result.code, result.out) == (2, "")
+    assert "score acmia has no column that both sets give: " in result.err
+    assert f"acmia_beta_2: {lacks.format('suspect')}" in result.err
+
+
+def test_the_smallest_p_value_is_the_one_of_the_help(xentrs_command: Command, tmp_path: Path) -> None:
+    generator = np.random.default_rng(7)
+    near, far = (generator.normal(shift, 0.1, (40, 1)) for shift in (0.0, 9.0))
+    assert dataset_inference(far, near, splits=1, permutations=99).permutation_p_value == 1 / 100
+    assert dataset_inference(far, near, splits=11, permutations=99).permutation_p_value == 2 / 100
+    shown = " ".join(xentrs_command("dataset-inference", "--help").out.replace("│", " ").split())
+    assert "smallest p is 2 / (1 + N)" in shown
 
 
 def test_usage(xentrs_command: Command, runs: tuple[Path, Path], tiny_model: Path, tmp_path: Path) -> None:

@@ -146,6 +146,31 @@ def test_runs_that_do_not_go_together(xentrs_command: Command, corpus: Path, tin
     assert len(table_of(tmp_path / "out")["loss"]) == 24
 
 
+def test_texts_and_pairs_are_not_one_set(xentrs_command: Command, tiny_model: Path, tmp_path: Path) -> None:
+    texts = write_records(tmp_path / "texts.jsonl", RECORDS[:6])
+    pairs = write_records(tmp_path / "pairs.jsonl", [{"q": "Who?", "text": record["text"]} for record in RECORDS[6:12]])
+    runs = [tmp_path / "of-texts", tmp_path / "of-pairs"]
+    keys: tuple[tuple[str, ...], ...] = ((), ("--context-key", "q", "--continuation-key", "text"))
+    for corpus, run, of in zip((texts, pairs), runs, keys, strict=True):
+        assert xentrs_command("score", corpus, "--model", tiny_model, *ALONE, *of, "-o", run, "--quiet").code == 0
+    result = xentrs_command("detect", *runs, "-o", tmp_path / "out")
+    assert result.code == 2
+    assert f"{runs[0]} holds texts and {runs[1]} pairs: expected one kind of records" in result.err
+
+
+def test_a_folder_for_scores_is_looked_at_first(
+    xentrs_command: Command, corpus: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    run, page = tmp_path / "run", tmp_path / "evaluation.json"
+    assert xentrs_command("score", corpus, "--model", tiny_model, *ALONE, "-o", run, "--quiet").code == 3
+    page.write_text("of somebody else", encoding="utf-8")
+    result = xentrs_command("detect", run, "-o", tmp_path)
+    assert (result.code, "is not of xentrs detect, expected another folder" in result.err) == (2, True)
+    assert page.read_text(encoding="utf-8") == "of somebody else"
+    result = xentrs_command("detect", run, "-o", page)
+    assert (result.code, "is no folder, expected one for scores" in result.err) == (2, True)
+
+
 def test_passes_after_other_shots(xentrs_command: Command, corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
     shards = []
     for number in (1, 2):
@@ -234,6 +259,27 @@ def test_documents_without_the_score_of_others(xentrs_command: Command, tiny_mod
     result = xentrs_command("detect", corpus, "--model", tiny_model, *ALONE, *options, "-o", tmp_path / "small")
     assert result.code == 0, result.err
     assert "nothing can be decided at q = 0.05" in result.out
+
+
+@pytest.mark.parametrize(
+    ("members", "known", "suspects", "message"),
+    [
+        (0, 30, 1, "1 document without a label, expected at least 2"),
+        (6, 1, 30, "1 document of label 0, expected at least 2"),
+    ],
+)
+def test_too_few_for_the_words_alone(
+    xentrs_command: Command, tiny_model: Path, tmp_path: Path, members: int, known: int, suspects: int, message: str
+) -> None:
+    """Documents without a label are not called those of label 1."""
+    records: list[dict[str, Any]] = [{"text": f"the fox {n}", "label": 0} for n in range(known)]
+    records += [{"text": f"a bar {n}", "label": 1} for n in range(members)]
+    records += [{"text": f"of towns {n}"} for n in range(suspects)]
+    corpus, run = write_records(tmp_path / "corpus.jsonl", records), tmp_path / "run"
+    options = ("--label-key", "label", "--scores", "loss")
+    result = xentrs_command("detect", corpus, "--model", tiny_model, *ALONE, *options, "-o", run)
+    assert result.code == 0, result.err
+    assert page_of(run)["unlabeled"]["blind_baseline_reason"] == message
 
 
 def test_labels_of_a_run_that_do_not_do(xentrs_command: Command, tiny_model: Path, tmp_path: Path) -> None:

@@ -70,6 +70,30 @@ def test_a_pass_of_another_tokenizer_passes(xentrs_command: Command, tiny_model:
     assert xentrs_command("verify", run).out == f"{run}: 1 parts verified, 1 of reference\n"
 
 
+def test_passes_of_two_reference_models(xentrs_command: Command, tiny_model: Path, tmp_path: Path) -> None:
+    corpus = write_records(tmp_path / "corpus.jsonl", RECORDS)
+    wide, other, run = write_model(tmp_path / "wide", vocab_size=384), tmp_path / "other", tmp_path / "run"
+    write_model(other, hidden_size=48)
+    options = ("--model", tiny_model, "--dtype", "float32", "--scores", "ref-ratio", "-o", run, "--quiet")
+    for reference, name in ((wide, "reference"), (other, "cross")):
+        assert xentrs_command("detect", corpus, *options, "--reference", reference, "--label-key", "label").code == 0
+        ((model, held),) = json.loads((run / "evaluation.json").read_text())["runs"][0]["passes"].items()
+        assert (model, held["model"]) == (name, str(reference))
+        assert set(held) == {"model", "sha256"}
+    before = (run / "scores.parquet").read_bytes()
+    for scores in ("all", "ref-ratio", "binoculars"):
+        result = xentrs_command("detect", run, "--scores", scores)
+        assert result.code == 2
+        for part in (run / "companions" / "reference", wide, run / "companions" / "cross", other):
+            assert str(part) in result.err
+        assert "remove one of these folders" in result.err
+    assert (run / "scores.parquet").read_bytes() == before
+    assert xentrs_command("detect", run, "--scores", "loss").code == 0
+    shutil.rmtree(run / "companions" / "reference")
+    assert xentrs_command("detect", run, "--scores", "ref-ratio").code == 0
+    assert xentrs_command("verify", run).code == 0
+
+
 @pytest.mark.parametrize("name", PASSES)
 def test_a_damaged_pass_is_named(xentrs_command: Command, run: Path, name: str) -> None:
     tokens = run / "companions" / name / "tokens-00000.parquet"

@@ -100,6 +100,29 @@ def test_runs_that_overlap_are_refused(tmp_path: Path, whole: Path, tiny_runner:
     assert merged_totals([first, rest]).block() == OpenRun(whole).totals().block()
 
 
+def test_an_input_that_stands_in_two_corpora_is_refused(tmp_path: Path, whole: Path, tiny_runner: Any) -> None:
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    copy = folder / "copy.jsonl"
+    shutil.copyfile(OpenRun(whole).inputs[0]["name"], copy)
+    write_corpus(folder / "others.jsonl", [{"text": "Another town by the river.", "id": "o", "lang": "fr"}])
+    both = OpenRun(score_into(tmp_path / "both", tiny_runner, folder))
+    with pytest.raises(ManifestMismatch, match=r"both hold .*corpus\.jsonl, beside other inputs"):
+        merged_totals([OpenRun(whole), both])
+    renamed = OpenRun(score_into(tmp_path / "renamed", tiny_runner, copy))
+    with pytest.raises(ManifestMismatch, match="hold the same documents"):
+        merged_totals([OpenRun(whole), renamed])
+
+
+def test_shards_that_read_other_fields_are_refused(tmp_path: Path, tiny_runner: Any, corpus: Path) -> None:
+    runs = [
+        OpenRun(score_into(tmp_path / key, tiny_runner, corpus, Reading(text_key=key, shard=shard, shard_count=2)))
+        for shard, key in enumerate(("text", "lang"))
+    ]
+    with pytest.raises(ManifestMismatch, match="read the same inputs differently: text_key"):
+        merged_totals(runs)
+
+
 def test_corpora_of_their_own_do_not_share_groups(tmp_path: Path, whole: Path, tiny_runner: Any) -> None:
     others = write_corpus(tmp_path / "others.jsonl", [{"text": "Another town by the river.", "id": "o", "lang": "fr"}])
     other = OpenRun(score_into(tmp_path / "other", tiny_runner, others))

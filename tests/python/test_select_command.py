@@ -181,6 +181,79 @@ def test_usage(xentrs_command: Command, candidates: Path, target: Path, tmp_path
     assert xentrs_command("select", candidates, "--target", target, "-n", 1, "-o", tmp_path / "no" / "x").code == 2
 
 
+@pytest.mark.parametrize("name", ['"alignment"', '"\\u0061lignment"'])
+def test_a_later_record_with_the_field_is_refused_before_any_is_compared(
+    xentrs_command: Command, candidates: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    taken = tmp_path / "taken.jsonl"
+    taken.write_text(f'{{"alignment": 1}}\n\n{{"text": "a alignment"}}\n{{"text": "b", {name}: 1}}\n')
+    options = ("--target", target, "-n", 30, "--quiet")
+    result = xentrs_command("select", candidates, taken, *options, "--limit", 22)
+    assert (result.code, len(lines(result.out))) == (3, 21)  # the first is no candidate, the last not among ours
+    nested = write_records(tmp_path / "nested.jsonl", [{"text": "c", "meta": {"alignment": 1}}])
+    assert xentrs_command("select", nested, *options).code == 0
+    assert xentrs_command("select", candidates, taken, *options, "--score-key", "fit").code == 3
+    monkeypatch.setattr(module, "zip_fit_alignment", lambda *rest, **options: pytest.fail("compared"))
+    result = xentrs_command("select", candidates, taken, *options)
+    assert result.code == 2
+    assert "taken.jsonl:4: the record has a field 'alignment' already" in result.err
+
+
+def test_fields_of_tables_and_texts_are_looked_at(xentrs_command: Command, target: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": TEXTS, "fit": TEXTS}), tmp_path / "rows.parquet")
+    text = tmp_path / "one.txt"
+    text.write_text("a")
+    for source, key, where in (
+        (tmp_path / "rows.parquet", "fit", "rows.parquet:1"),
+        (text, "text", "one.txt:1"),
+        (text, "id", "one.txt:1"),
+    ):
+        result = xentrs_command("select", source, "--target", target, "-n", 1, "--score-key", key)
+        assert result.code == 2
+        assert f"{where}: the record has a field {key!r} already" in result.err
+
+
+def test_values_that_python_has_no_type_for(xentrs_command: Command, target: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "rows.parquet"
+    nanoseconds = pa.array([1_714_953_600_000_000_001, None], pa.timestamp("ns"))
+    columns = {
+        "text": pa.array(TEXTS[:2]),
+        "time": nanoseconds,
+        "clock": pa.array([1, None], pa.time64("ns")),
+        "day": pa.array([10**8, 0], pa.date32()),
+        "nested": pa.StructArray.from_arrays([nanoseconds, pa.array([1, 2])], names=["time", "n"]),
+        "list": pa.array([[1], [1000]], pa.list_(pa.timestamp("ns"))),
+        "map": pa.array([[("a", 1)], []], pa.map_(pa.string(), pa.timestamp("ns"))),
+        "packed": nanoseconds.dictionary_encode(),
+        "data": pa.array([b"\xff", b""]),
+        "bad": pa.Array.from_buffers(pa.string(), 2, pa.array([b"a\xff", b"b"]).buffers()),
+    }
+    pq.write_table(pa.table(columns), path)
+    result = xentrs_command("select", path, "--target", target, "-n", 2, "--quiet")
+    assert result.code == 0, result.err
+    first, second = sorted(lines(result.out), key=lambda record: TEXTS.index(record["text"]))
+    time = "2024-05-06T00:00:00.000000001"
+    assert {key: value for key, value in first.items() if key not in ("text", "alignment", "day")} == {
+        "time": time,
+        "clock": "00:00:00.000000001",
+        "nested": {"time": time, "n": 1},
+        "list": ["1970-01-01T00:00:00.000000001"],
+        "map": [["a", "1970-01-01T00:00:00.000000001"]],
+        "packed": time,
+        "data": "/w==",
+        "bad": "a\\xff",
+    }
+    assert isinstance(first["day"], str)
+    assert (second["time"], second["day"], second["list"]) == (None, "1970-01-01", ["1970-01-01T00:00:00.000001"])
+    assert (second["nested"], second["map"]) == ({"time": None, "n": 2}, [])
+
+
 def test_lz4_is_asked_for_only_where_it_is_used(
     xentrs_command: Command, candidates: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,3 +92,25 @@ def test_figures_that_are_not_there_are_explained(tmp_path: Path, xentrs_command
     result = xentrs_command("summary", run)
     assert "no nats_per_word: no_words" in result.out
     assert "per word     - nats, perplexity - over 0 words" in result.out
+
+
+def test_inputs_without_a_hash_are_told_apart_by_name(tmp_path: Path, xentrs_command: Command) -> None:
+    runs = [write_run(tmp_path / name, [make([[1.0], [2.0]])]) for name in "ab"]
+    assert xentrs_command("summary", *runs).code == 0
+    result = xentrs_command("summary", runs[0], runs[0])
+    assert (result.code, "hold the same documents" in result.err) == (2, True)
+
+
+def test_shards_of_one_input_under_two_paths(
+    tmp_path: Path, whole: Path, tiny_runner: Any, corpus: Path, xentrs_command: Command
+) -> None:
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(corpus.read_bytes())
+    readings = [Reading(by=("lang",), shard=shard, shard_count=2) for shard in range(2)]
+    shards = [
+        score_into(tmp_path / f"s{place}", tiny_runner, path, reading)
+        for place, (path, reading) in enumerate(zip((corpus, copy), readings, strict=True))
+    ]
+    totals = json.loads(xentrs_command("summary", *shards, "--json").out)["totals"]
+    expected = OpenRun(whole).require_finished()["totals"]
+    assert totals["confidence_interval"] == expected["confidence_interval"]

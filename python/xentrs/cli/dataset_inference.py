@@ -21,6 +21,8 @@ MEANING = (
     "documents tells the other half apart, whichever way. It is evidence of training only if the suspect documents "
     "score higher, and only as far as the sets differ in nothing else: run the same test with a model that cannot have "
     "seen either, and look at the words alone of `xentrs detect --label-key` over both.",
+    "Documents have to be independent of each other: exact copies are refused, near ones are not looked for and can "
+    "make p-values too small.",
     "A large p-value does not show that the documents were not trained on.",
 )
 _SHOWN_DOCUMENTS = 3
@@ -52,7 +54,13 @@ class InferenceOptions:
 @click.option(
     "--splits", type=POSITIVE, default=11, show_default=True, help="Into halves that fit and that are tested."
 )
-@click.option("--permutations", type=POSITIVE, default=999, show_default=True, help="The smallest p is 1 / (1 + N).")
+@click.option(
+    "--permutations",
+    type=POSITIVE,
+    default=999,
+    show_default=True,
+    help="The smallest p is 2 / (1 + N), with one split 1 / (1 + N).",
+)
 @click.option("--clip", type=float, default=0.025, show_default=True, help="Quantile that features are cut off at.")
 @click.option("--ridge", type=float, default=0.1, show_default=True, help="Penalty of the least squares.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of splits and permutations.")
@@ -115,6 +123,8 @@ def _notes(found: Any) -> list[str]:
     from xentrs.report.terminal import printable
 
     notes = []
+    if found.unchecked is not None:
+        notes.append(f"documents in both sets, or twice in one, could not be looked for: {found.unchecked}")
     for side, ids in found.left_out.items():
         if ids:
             shown = ", ".join(map(printable, ids[:_SHOWN_DOCUMENTS])) + (", ..." if len(ids) > _SHOWN_DOCUMENTS else "")

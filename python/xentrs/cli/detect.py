@@ -142,6 +142,12 @@ def _scores_folder(inputs: tuple[str, ...], output: str | None) -> Path:
         raise CommandError(
             f"-o {output}: is a RUN; scores of RUNs go into one without -o, or into another folder", USAGE
         )
+    if output is not None and Path(output).exists() and not Path(output).is_dir():
+        raise CommandError(f"-o {output}: is no folder, expected one for scores", USAGE)
+    if output is not None and Path(output, "evaluation.json").exists() and not Path(output, "scores.parquet").exists():
+        raise CommandError(
+            f"-o {output}: its evaluation.json is not of xentrs detect, expected another folder for scores", USAGE
+        )
     return Path(run if output is None else output)
 
 

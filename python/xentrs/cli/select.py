@@ -63,6 +63,7 @@ def select_command(inputs: tuple[str, ...], **options: Any) -> int:
     require("select", ("lz4",) if taken.method == "lz4" else ())
     require("select", ("pyarrow",) if any(name.endswith(_NEED_PYARROW) for name in (*inputs, *taken.target)) else ())
     check_output_file(taken.output)
+    from xentrs.corpus.originals import require_absent
     from xentrs.corpus.reading import Reading
     from xentrs.detect.candidates import Counted, align_records, best_of, read_targets
     from xentrs.report import Progress
@@ -71,6 +72,8 @@ def select_command(inputs: tuple[str, ...], **options: Any) -> int:
     target_reading = Reading(text_key=taken.target_text_key or reading.text_key)
     targets = read_targets(open_inputs(taken.target, reading, target_reading), target_reading)
     sources = open_inputs(inputs, reading, known)
+    if not taken.scores_only:
+        require_absent(sources, known, taken.score_key)
     counted = Counted()
     compression = {"method": taken.method, "level": taken.level, "num_threads": taken.threads}
     with Progress(sum(source.byte_count for source in sources), sys.stderr, taken.quiet, "records") as progress:
@@ -78,7 +81,6 @@ def select_command(inputs: tuple[str, ...], **options: Any) -> int:
         if taken.scores_only:
             chosen = _write(_score_lines(candidates, sources), taken.output)
         else:
-            candidates = _checked(candidates, sources, taken.score_key)
             chosen = _write(
                 _record_lines(best_of(candidates, taken.count or 0), sources, taken.score_key), taken.output
             )
@@ -94,14 +96,6 @@ def _score_lines(candidates: Iterable[Any], sources: Any) -> Iterator[bytes]:
     for entry in candidates:
         page = {"id": entry.id, "source": sources[entry.source].name, "line": entry.line, "alignment": entry.alignment}
         yield dump_line({"document": entry.number, **page})
-
-
-def _checked(candidates: Iterable[Any], sources: Any, key: str) -> Iterator[Any]:
-    """The same. Whether the field is there already is tried with the first record, before hours of comparing."""
-    for place, entry in enumerate(candidates):
-        if place == 0:
-            list(_record_lines([entry], sources, key))
-        yield entry
 
 
 def _record_lines(chosen: list[Any], sources: Any, key: str) -> Iterator[bytes]:

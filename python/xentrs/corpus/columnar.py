@@ -25,6 +25,7 @@ Paths = Mapping[str, tuple[str, ...]]
 """By key: the column, and the names of the fields inside it."""
 
 _ARROW_ERRORS = (pa.ArrowException, OSError, ValueError)
+_CONVERSION_ERRORS = (*_ARROW_ERRORS, OverflowError)
 _BUFFER_BYTES = 1 << 16
 # Of decoded rows at once, if each were as long as the whole row group: a dictionary can make many long rows out of few
 # bytes.
@@ -88,8 +89,19 @@ def read_rows(source: Source, file: IO[bytes], start: Cursor, reading: Reading) 
                 yield item, behind(row + 1)
 
 
+def column_names(source: Source, file: IO[bytes]) -> list[str]:
+    """The fields that every row has.
+
+    Raises:
+        FormatError: the file is damaged.
+    """
+    names: list[str] = _open(file, source.name).schema_arrow.names
+    return names
+
+
 def whole_rows(source: Source, file: IO[bytes], wanted: Collection[int]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows, numbered from 1 on, with all their columns, as JSON can hold them.
+    """Rows, numbered from 1 on, with all their columns, as JSON can hold them. A value that Python has no type for, as
+    a point in time to the nanosecond, is text.
 
     Raises:
         FormatError: the file is damaged.
@@ -99,14 +111,49 @@ def whole_rows(source: Source, file: IO[bytes], wanted: Collection[int]) -> Iter
         start, end = end, end + parquet.metadata.row_group(group).num_rows
         if not any(row in wanted for row in range(start + 1, end + 1)):
             continue
-        try:
-            for batch in parquet.iter_batches(_batch_rows(parquet, group), [group], use_threads=False):
-                for place in range(batch.num_rows):
-                    start += 1
-                    if start in wanted:
-                        yield start, _json_value(batch.slice(place, 1).to_pylist()[0])
-        except _ARROW_ERRORS as error:
-            raise _format_error(error, f"{source.name} is damaged in row group {group + 1}") from error
+        for batch in _whole_batches(parquet, group, source.name):
+            for place in range(batch.num_rows):
+                start += 1
+                if start in wanted:
+                    yield start, _json_row(batch, place)
+
+
+def _whole_batches(parquet: Any, group: int, name: str) -> Iterator[Any]:
+    try:
+        yield from parquet.iter_batches(_batch_rows(parquet, group), [group], use_threads=False)
+    except _ARROW_ERRORS as error:
+        raise _format_error(error, f"{name} is damaged in row group {group + 1}") from error
+
+
+def _json_row(batch: Any, place: int) -> dict[str, Any]:
+    try:
+        row = batch.slice(place, 1).to_pylist()[0]
+    except _CONVERSION_ERRORS:
+        names = batch.schema.names
+        row = {name: _converted(batch.column(column)[place]) for column, name in enumerate(names)}
+    return {name: _json_value(value) for name, value in row.items()}
+
+
+def _converted(scalar: Any) -> Any:
+    """As `as_py` does it, and what it cannot convert as text."""
+    while isinstance(scalar, pa.DictionaryScalar | pa.ExtensionScalar):
+        scalar = scalar.value
+    if not scalar.is_valid:
+        return None
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return error.object.decode("utf-8", "backslashreplace")
+    except _CONVERSION_ERRORS:
+        pass
+    if isinstance(scalar, pa.StructScalar):
+        return {scalar.type.field(place).name: _converted(scalar[place]) for place in range(scalar.type.num_fields)}
+    if hasattr(scalar, "values"):  # a list, or a map as a list of keys and values
+        entries = [_converted(entry) for entry in scalar.values]
+        return [list(entry.values()) for entry in entries] if isinstance(scalar, pa.MapScalar) else entries
+    text: str = scalar.cast(pa.string()).as_py()
+    # As `isoformat` writes the points in time beside it.
+    return text.replace(" ", "T", 1) if isinstance(scalar, pa.TimestampScalar) and text[:1] != "<" else text
 
 
 def _json_value(value: Any) -> Any:

@@ -8,15 +8,76 @@ other records is kept.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import IO, Any
 
+from xentrs.corpus.documents import MAX_RECORD_BYTES, Cursor, Document, read_items
 from xentrs.corpus.json_text import dump_line
+from xentrs.corpus.reading import Reading
 from xentrs.corpus.sources import Source
-from xentrs.errors import ParamError
+from xentrs.errors import FormatError, ParamError
 
 _BOM = b"\xef\xbb\xbf"
 _PIECE_BYTES = 1 << 20
+_TEXT_FIELDS = ("id", "text")
+
+
+def require_absent(sources: Sequence[Source], reading: Reading, key: str) -> None:
+    """Check that no record that `reading` takes has a field of this name: one more look at every line, before work that
+    a record with it would end.
+
+    Raises:
+        ParamError: one has; the message names the first.
+        InputChangedError: a file is not what was read before.
+    """
+    holding = [_lines_with_field(source, key) for source in sources]
+    if not any(holding):
+        return
+    for item, cursor in read_items(sources, Cursor(), reading):
+        if isinstance(item, Document) and item.line in holding[cursor.source]:
+            raise _taken(item.source, item.line, key)
+
+
+def _taken(source: str, line: int, key: str) -> ParamError:
+    return ParamError(f"{source}:{line}: the record has a field {key!r} already, expected another name")
+
+
+def _lines_with_field(source: Source, key: str) -> Collection[int]:
+    """Lines, or rows, whose record has the field."""
+    with source.open() as file:
+        if source.format == "txt":
+            return (1,) if key in _TEXT_FIELDS else ()
+        try:
+            if source.format == "parquet":
+                # Loads pyarrow, which other formats do without.
+                from xentrs.corpus.columnar import column_names
+
+                return range(1, sys.maxsize) if key in column_names(source, file) else ()
+            return set(_jsonl_lines_with_field(file, key))
+        except FormatError:  # the records before the damage are read again, and the damage is said, by whoever reads
+            return ()
+
+
+def _jsonl_lines_with_field(file: IO[bytes], key: str) -> Iterator[int]:
+    name, line = key.encode("utf-8", "surrogateescape"), 0
+    while data := file.readline(MAX_RECORD_BYTES + 1):
+        line += 1
+        is_record = len(data) <= MAX_RECORD_BYTES or data.endswith(b"\n")
+        piece = data
+        while not piece.endswith(b"\n") and (piece := file.readline(_PIECE_BYTES)):
+            pass
+        # A name can be written with escapes.
+        if is_record and (name in data or b"\\" in data) and _has_field(data, key):
+            yield line
+
+
+def _has_field(data: bytes, key: str) -> bool:
+    try:
+        record = json.loads(data.removeprefix(_BOM))
+    except (ValueError, RecursionError):  # no record: others quarantine it
+        return False
+    return isinstance(record, dict) and key in record
 
 
 def lines_with(source: Source, fields: Mapping[int, Any], key: str) -> Iterator[tuple[int, bytes]]:
@@ -32,7 +93,7 @@ def lines_with(source: Source, fields: Mapping[int, Any], key: str) -> Iterator[
         for line, record in _READERS[source.format](source, file, fields.keys()):
             known = json.loads(record) if isinstance(record, bytes) else record
             if key in known:
-                raise ParamError(f"{source.name}:{line}: the record has a field {key!r} already, expected another name")
+                raise _taken(source.name, line, key)
             yield line, _with(record, key, fields[line])
 
 
@@ -45,7 +106,8 @@ def _with(record: bytes | dict[str, Any], key: str, value: Any) -> bytes:
 
 def _text(source: Source, file: IO[bytes], wanted: Collection[int]) -> Iterator[tuple[int, dict[str, Any]]]:
     if 1 in wanted:
-        yield 1, {"id": source.name, "text": file.read().removeprefix(_BOM).decode("utf-8")}
+        text = file.read().removeprefix(_BOM).decode("utf-8")
+        yield 1, dict(zip(_TEXT_FIELDS, (source.name, text), strict=True))
 
 
 def _lines(source: Source, file: IO[bytes], wanted: Collection[int]) -> Iterator[tuple[int, bytes]]:

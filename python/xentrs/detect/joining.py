@@ -15,8 +15,8 @@ import numpy as np
 
 from xentrs.detect.frequency import TokenFrequencies
 from xentrs.detect.pipeline import Extras, ScoredDocuments, score_run
-from xentrs.errors import ParamError
-from xentrs.runs.merging import check_mergeable, document_offsets
+from xentrs.errors import ManifestMismatch, ParamError
+from xentrs.runs.merging import check_mergeable, document_offsets, kind_of_records
 from xentrs.runs.open_run import OpenRun
 
 
@@ -35,8 +35,9 @@ class ScoredRun:
         return {"sha256": self.run.sha256, "passes": {name: run.sha256 for name, run in self.companions.items()}}
 
     def block(self) -> dict[str, Any]:
-        """Plain data, with where it was."""
-        return {"run": str(self.run.path), "document_offset": self.document_offset, **self.identity()}
+        """Plain data, with where it was and the model of each pass."""
+        passes = {name: {"sha256": run.sha256, "model": run.protocol["model"]} for name, run in self.companions.items()}
+        return {"run": str(self.run.path), "document_offset": self.document_offset, **self.identity(), "passes": passes}
 
 
 def score_runs(
@@ -54,6 +55,12 @@ def score_runs(
     """
     runs = [run for run, _ in given]
     check_mergeable(runs)
+    for run in runs[1:]:
+        if (kind := kind_of_records(run)) != (first := kind_of_records(runs[0])):
+            raise ManifestMismatch(
+                f"{runs[0].path} holds {first} and {run.path} {kind}: expected one kind of records, or scores tell "
+                f"the kinds apart"
+            )
     # A shard without a record has no part, and so neither columns nor passes that it could lack.
     filled = [(run, companions) for run, companions in given if run.parts]
     if not filled:

@@ -118,14 +118,15 @@ def write_results(
     page: dict[str, Any],
 ) -> dict[str, Any]:
     """Write what there is to write; returns the page with the tables' hashes. An evaluation and decisions of earlier
-    scores are removed, which they would not belong to.
+    scores beside them are removed, which they would not belong to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tables = {SCORES_FILE: _parquet(scores_table(documents, runs))}
     if judgement is not None and judgement.unlabeled is not None:
         tables[DECISIONS_FILE] = _parquet(decisions_table(documents, judgement.unlabeled))
-    for name in (EVALUATION_FILE, DECISIONS_FILE):
-        (folder / name).unlink(missing_ok=True)
+    if (folder / SCORES_FILE).is_file():
+        for name in (EVALUATION_FILE, DECISIONS_FILE):
+            (folder / name).unlink(missing_ok=True)
     for name, data in tables.items():
         write_atomic(folder, name, data)
     page = {**page, TABLES_KEY: {name: sha256_hex(data) for name, data in tables.items()}}

@@ -21,7 +21,7 @@ from xentrs.detect.records import label_of
 from xentrs.detect.registry import needs_of, requests_of
 from xentrs.detect.scoring import score_documents
 from xentrs.detect.tokens import DocumentTokens, zlib_byte_counts
-from xentrs.errors import InputChangedError, MissingColumn, ParamError
+from xentrs.errors import InputChangedError, ManifestMismatch, MissingColumn, ParamError
 from xentrs.runs.columns import option_of
 
 if TYPE_CHECKING:
@@ -105,9 +105,10 @@ def score_run(
         MissingColumn: a score that was named, or the label, needs a column that the RUN lacks; the message names the
             option.
         ParamError: a label is another value, the frequencies are of another tokenizer, or the RUN has no document.
-        ManifestMismatch: the RUN is unfinished or damaged.
+        ManifestMismatch: the RUN is unfinished or damaged, or has passes of two reference models.
     """
     run.require_finished()
+    _require_one_reference(names, extras.companions)
     columns = _token_columns(run, names, label_key)
     found = ScoredDocuments(labels=None if label_key is None else [])
     texts = _texts(run, found) if label_key is not None or _needs_texts(names) else None
@@ -127,6 +128,23 @@ def score_run(
     found.values = {name: np.concatenate(held) for name, held in pieces.items()}
     found.cut_shots_counts = _cut_shots(extras.companions)
     return found
+
+
+def _require_one_reference(names: Sequence[str], companions: dict[str, OpenRun]) -> None:
+    """Check that `reference` and `cross`, which both give the reference's nll, are of one model, where it is used."""
+    named, grouped = wanted_needs(names)
+    if not {"reference", "cross"} <= companions.keys() or not (named | grouped) & {"reference", *CROSS}:
+        return
+    passes = [companions[name] for name in ("reference", "cross")]
+    if _model_of(passes[0]) != _model_of(passes[1]):
+        shown = " and ".join(f"{one.path} of {one.protocol['model']}" for one in passes)
+        raise ManifestMismatch(f"two reference models, {shown}: expected one, remove one of these folders")
+
+
+def _model_of(run: OpenRun) -> Any:
+    """By its content where that is known."""
+    protocol = run.protocol
+    return protocol.get("model_sha256") or [protocol["model"], protocol.get("model_revision")]
 
 
 def _held(extras: Extras, columns: Sequence[str], *, has_texts: bool) -> set[str]:

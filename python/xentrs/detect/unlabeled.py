@@ -105,6 +105,9 @@ def _blind(
 ) -> tuple[BlindBaseline | None, str | None]:
     if documents.texts is None:
         return None, documents.no_texts_reason
+    for found, what in ((places, "without a label"), (nonmembers, "of label 0")):
+        if len(found) < 2:  # one to fit, one to score
+            return None, f"{len(found)} document {what}, expected at least 2"
     chosen = sorted([*nonmembers, *places])
     try:
         texts = [documents.texts[place] for place in chosen]

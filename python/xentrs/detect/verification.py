@@ -38,7 +38,7 @@ def verify_detection(path: Path) -> tuple[list[Finding], dict[str, int]]:
     run = OpenRun(path)
     findings: list[Finding] = []
     parts = {}
-    for folder in sorted(path.glob(f"{FOLDER}/*/")):
+    for folder in sorted(entry for entry in path.glob(f"{FOLDER}/*") if entry.is_dir()):
         found, count = _pass(run, folder)
         findings += [replace(entry, file=f"{FOLDER}/{folder.name}/{entry.file}") for entry in found]
         if count is not None:

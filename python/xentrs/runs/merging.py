@@ -16,6 +16,10 @@ from xentrs.corpus.journal import difference
 from xentrs.errors import ManifestMismatch
 from xentrs.runs.open_run import OpenRun
 
+_KINDS = {"context_key": "pairs", "messages_key": "chats"}
+_SHARES = ("skip", "limit", "shard", "shard_count", "by")
+"""What of a reading may differ between shards: which records, and what they are grouped by besides."""
+
 
 def merged_totals(runs: Sequence[OpenRun]) -> Totals:
     """Totals over all documents of `runs`: of the shards of a corpus, the bits of the whole.
@@ -34,8 +38,15 @@ def check_mergeable(runs: Sequence[OpenRun]) -> None:
     """See `merged_totals`."""
     require_one_protocol(runs)
     for one, other in combinations([run for run in runs if run.inputs], 2):
-        if _corpus_key(one) == _corpus_key(other) and _overlap(one.header["reading"], other.header["reading"]):
-            raise ManifestMismatch(f"{one.path} and {other.path} hold the same documents: they would count twice")
+        if _corpus_key(one) == _corpus_key(other):
+            _require_one_reading(one, other)
+            if _overlap(one.header["reading"], other.header["reading"]):
+                raise ManifestMismatch(f"{one.path} and {other.path} hold the same documents: they would count twice")
+        elif shared := [name for sha256, name in _names_by_hash(one).items() if sha256 in _names_by_hash(other)]:
+            raise ManifestMismatch(
+                f"{one.path} and {other.path} both hold {shared[0]}, beside other inputs: its documents would count "
+                f"twice"
+            )
 
 
 def require_one_protocol(runs: Sequence[OpenRun]) -> None:
@@ -51,8 +62,30 @@ def require_one_protocol(runs: Sequence[OpenRun]) -> None:
             raise ManifestMismatch(f"{runs[0].path} and {other.path} have different protocols: {text}")
 
 
+def kind_of_records(run: OpenRun) -> str:
+    """Texts, pairs or chats."""
+    reading = run.header["reading"]
+    return next((kind for key, kind in _KINDS.items() if reading.get(key) is not None), "texts")
+
+
+def _require_one_reading(one: OpenRun, other: OpenRun) -> None:
+    """Check that shards of an input read the same fields of it."""
+    of_one, of_other = (
+        {key: value for key, value in run.header["reading"].items() if key not in _SHARES} for run in (one, other)
+    )
+    if (text := difference(of_one, of_other, f"in {one.path}", f"in {other.path}")) is not None:
+        raise ManifestMismatch(f"{one.path} and {other.path} read the same inputs differently: {text}")
+
+
+def _names_by_hash(run: OpenRun) -> dict[str, str]:
+    """The inputs by what they hold, in order; empty ones hold no document."""
+    return {entry["sha256"]: entry["name"] for entry in run.inputs if entry.get("bytes") and entry.get("sha256")}
+
+
 def _corpus_key(run: OpenRun) -> str:
-    return json.dumps(run.inputs, sort_keys=True)
+    """What the inputs hold, in order, wherever they lay; with names and all where one has no hash."""
+    hashes = [entry.get("sha256") for entry in run.inputs]
+    return json.dumps(run.inputs if None in hashes else hashes, sort_keys=True)
 
 
 def document_offsets(runs: Sequence[OpenRun]) -> list[int]:
@@ -60,12 +93,14 @@ def document_offsets(runs: Sequence[OpenRun]) -> list[int]:
     one corpus have the same. By the order of the corpora's names and hashes, not of the RUNs.
     """
     records: dict[str, int] = {}
+    places: dict[str, str] = {}
     for run in runs:
-        key = _corpus_key(run)
+        key, place = _corpus_key(run), json.dumps(run.inputs, sort_keys=True)
+        places[key] = min(places.get(key, place), place)
         count: int = run.parts[-1]["end"]["record"] if run.parts else 0
         records[key] = max(records.get(key, 0), count)
     offsets, total = {}, 0
-    for key in sorted(records):
+    for key in sorted(records, key=lambda key: places[key]):
         offsets[key] = total
         total += records[key]
     return [offsets[_corpus_key(run)] for run in runs]
