@@ -178,7 +178,7 @@ def check_membership(bench: Bench, scored: dict[str, Scored]) -> None:
     findings, a, b, c = bench.findings, *(bench.ids(side) for side in "abc")
     texts = bench.texts("a", "b", "c")
     words_tell_nothing(findings, texts, a, b)
-    words_tell_nothing(findings, texts, a, c)
+    blind = words_tell_nothing(findings, texts, a, c)
     found = scored["a"].evaluated(a, c)
     members_win(findings, found, (*ASSERTED, *ASSERTED_WITH_REFERENCE), "members of A against C")
     members_win(findings, scored["a"].evaluated(a, b), ASSERTED, "A's model, A against B")
@@ -189,7 +189,7 @@ def check_membership(bench: Bench, scored: dict[str, Scored]) -> None:
     by_dose = {0: "untrained", **{epochs: f"a-{epochs}" for epochs in DOSES}, bench.recipe.epochs: "a"}
     doses = {epochs: scored[name].evaluated(a, c) for epochs, name in by_dose.items() if name in scored}
     dose_rises(findings, doses, DOSE_SCORES)
-    main_table(findings, texts, scored["a"], a, c)
+    main_table(findings, blind, scored["a"], a, c)
 
 
 def check_tests(bench: Bench, scored: dict[str, Scored]) -> None:

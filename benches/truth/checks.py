@@ -48,5 +48,15 @@ class Findings:
         return {"checks": [asdict(check) for check in self.checks], "tables": self.tables}
 
 
+def area_of(entry: Any) -> str:
+    """AUROC and its interval, of an evaluated score, in a figure."""
+    return f"AUROC {entry.auroc:.3f} [{entry.interval.low:.3f}, {entry.interval.high:.3f}]"
+
+
+def interval_of(entry: Any) -> str:
+    """The interval in a table."""
+    return f"{entry.interval.low:.3f} - {entry.interval.high:.3f}"
+
+
 def _cell(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import xentrs as xe
-from checks import Findings
+from checks import Findings, area_of, interval_of
 from scored import detect, write_jsonl
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
@@ -106,12 +106,8 @@ def _scores_tell(
     scored = detect(path, model, work / "machine", *options)
     labels = [int(name.startswith("machine")) for name in scored.places]
     found = evaluate(scored.values, labels).scores
-    rows = [
-        {"score": name, "AUROC": entry.auroc, "95 %": f"{entry.interval.low:.3f} - {entry.interval.high:.3f}"}
-        for name, entry in found.items()
-    ]
+    rows = [{"score": name, "AUROC": entry.auroc, "95 %": interval_of(entry)} for name, entry in found.items()]
     findings.table(f"{sum(labels)} texts of the default model against {len(labels) - sum(labels)} of people", rows)
     for name in ASSERTED:
         entry = found[name]
-        area = f"AUROC {entry.auroc:.3f} [{entry.interval.low:.3f}, {entry.interval.high:.3f}]"
-        findings.check(f"machine text, {name}", f"{area}, expected above 0.5", entry.interval.low > 0.5)
+        findings.check(f"machine text, {name}", f"{area_of(entry)}, expected above 0.5", entry.interval.low > 0.5)

@@ -10,11 +10,11 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from checks import Findings
+from checks import Findings, area_of, interval_of
 from scipy.stats import spearmanr
 from scored import Documents, Scored
 from texts import Canary
-from xentrs.detect.baseline import beats_blind, blind_baseline
+from xentrs.detect.baseline import BlindBaseline, beats_blind, blind_baseline
 from xentrs.detect.evaluation import Evaluation
 
 # Asserted under every model; all others are reported. Entropy and its tests do not look at the token that came.
@@ -38,14 +38,14 @@ def members_win(findings: Findings, found: Evaluation, names: Sequence[str], wha
     """Each interval lies above one half."""
     for name in names:
         entry = found.scores[name]
-        findings.check(f"{what}, {name}", f"AUROC {_area(entry)}, expected above 0.5", entry.interval.low > 0.5)
+        findings.check(f"{what}, {name}", f"{area_of(entry)}, expected above 0.5", entry.interval.low > 0.5)
 
 
 def members_lose(findings: Findings, found: Evaluation, names: Sequence[str], what: str) -> None:
     """The mirrored result: each interval lies below one half."""
     for name in names:
         entry = found.scores[name]
-        findings.check(f"{what}, {name}", f"AUROC {_area(entry)}, expected below 0.5", entry.interval.high < 0.5)
+        findings.check(f"{what}, {name}", f"{area_of(entry)}, expected below 0.5", entry.interval.high < 0.5)
 
 
 def all_at_chance(
@@ -56,36 +56,36 @@ def all_at_chance(
     scores = scored.evaluated(members, others, level).scores
     wrong = [name for name, entry in scores.items() if not entry.interval.low <= 0.5 <= entry.interval.high]
     furthest = max(scores.values(), key=lambda entry: abs(entry.auroc - 0.5))
-    figure = (
-        f"{len(scores)} scores, furthest {furthest.name} {_area(furthest)} at level {level:.4f}, expected to cover 0.5"
-    )
+    found = f"{len(scores)} scores, furthest {furthest.name} {area_of(furthest)} at level {level:.4f}"
+    figure = f"{found}, expected to cover 0.5"
     findings.check(what, figure if not wrong else f"{figure}; not by {', '.join(wrong)}", not wrong)
 
 
-def words_tell_nothing(findings: Findings, texts: Documents, members: Sequence[str], others: Sequence[str]) -> None:
-    """The blind guard: a bag of words does not tell the sets apart."""
-    blind = blind_baseline([texts[name] for name in (*members, *others)], _labels(members, others))
+def words_tell_nothing(
+    findings: Findings, texts: Documents, members: Sequence[str], others: Sequence[str]
+) -> BlindBaseline:
+    """The blind guard: a bag of words does not tell the sets apart. Returns it."""
+    blind = blind_baseline([texts[name] for name in (*members, *others)], [1] * len(members) + [0] * len(others))
     interval = blind.interval
     figure = f"AUROC {blind.evaluation.auroc:.3f} [{interval.low:.3f}, {interval.high:.3f}], expected to cover 0.5"
     findings.check(f"words alone, {members[0][0]} against {others[0][0]}", figure, interval.low <= 0.5 <= interval.high)
+    return blind
 
 
 def main_table(
-    findings: Findings, texts: Documents, scored: Scored, members: Sequence[str], others: Sequence[str]
+    findings: Findings, blind: BlindBaseline, scored: Scored, members: Sequence[str], others: Sequence[str]
 ) -> None:
     """Every score of the model that read `members`, beside the words alone."""
     ids = [*members, *others]
-    blind = blind_baseline([texts[name] for name in ids], _labels(members, others))
     rows = []
     for name, entry in scored.evaluated(members, others).scores.items():
         rates = {point.max_fpr: point.tpr for point in entry.operating_points}
         beats = beats_blind(scored.of(name, ids), blind, name=name).beats_blind
-        interval = f"{entry.interval.low:.3f} - {entry.interval.high:.3f}"
         rows.append(
             {
                 "score": name,
                 "AUROC": entry.auroc,
-                "95 %": interval,
+                "95 %": interval_of(entry),
                 "TPR at 1 % FPR": rates[0.01],
                 "TPR at 5 % FPR": rates[0.05],
                 "beats words alone": "yes" if beats else "no",
@@ -118,12 +118,3 @@ def dose_rises(findings: Findings, doses: Mapping[int, Evaluation], names: Seque
         figure = ", ".join(f"{epochs} epochs {entry.auroc:.3f}" for epochs, entry in areas.items())
         rises = all(low <= high + CEILING for low, high in itertools.pairwise(values))
         findings.check(f"dose, {name}", f"{figure}, expected to rise", rises and values[-1] > values[0])
-
-
-def _area(entry: object) -> str:
-    auroc, interval = entry.auroc, entry.interval  # type: ignore[attr-defined]
-    return f"{auroc:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-
-
-def _labels(members: Sequence[str], others: Sequence[str]) -> list[int]:
-    return [1] * len(members) + [0] * len(others)

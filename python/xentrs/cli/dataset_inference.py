@@ -12,6 +12,7 @@ from typing import Any
 
 import rich_click as click
 
+from xentrs.cli.detect_report import first_ids, grouped
 from xentrs.cli.extras import require
 from xentrs.cli.results import check_output_file, show_page
 from xentrs.cli.score_options import POSITIVE, take
@@ -25,7 +26,7 @@ MEANING = (
     "make p-values too small.",
     "A large p-value does not show that the documents were not trained on.",
 )
-_SHOWN_DOCUMENTS = 3
+_SHOWN_FEATURES = 3
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def dataset_inference_command(suspect: str, validation: str, **options: Any) -> 
 
 def _lines(result: Any, higher_count: int) -> list[str]:
     features = sorted(zip(result.weights, result.features, strict=True), key=lambda entry: -abs(entry[0]))
-    shown = ", ".join(f"{name} {weight:+.3f}" for weight, name in features[:_SHOWN_DOCUMENTS])
+    shown = ", ".join(f"{name} {weight:+.3f}" for weight, name in features[:_SHOWN_FEATURES])
     splits = f"{len(result.splits):,} splits: {result.combination}" if len(result.splits) > 1 else "one split"
     return [
         f"documents      {result.suspect_documents:,} suspect, {result.validation_documents:,} validation",
@@ -120,19 +121,14 @@ def _lines(result: Any, higher_count: int) -> list[str]:
 
 
 def _notes(found: Any) -> list[str]:
-    from xentrs.report.terminal import printable
-
     notes = []
     if found.unchecked is not None:
         notes.append(f"documents in both sets, or twice in one, could not be looked for: {found.unchecked}")
     for side, ids in found.left_out.items():
         if ids:
-            shown = ", ".join(map(printable, ids[:_SHOWN_DOCUMENTS])) + (", ..." if len(ids) > _SHOWN_DOCUMENTS else "")
+            shown = first_ids(ids, len(ids))
             notes.append(f"left out {len(ids):,} {side} documents with a score that is not finite: {shown}")
     for side in ("suspect", "validation"):
         if count := getattr(found, side).windowed_count:
             notes.append(f"{count:,} {side} documents are longer than the window: scored in windows")
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in found.unavailable.items():
-        by_reason.setdefault(reason, []).append(name)
-    return [*notes, *(f"left out {', '.join(names)}: {reason}" for reason, names in by_reason.items())]
+    return [*notes, *(f"left out {names}: {reason}" for reason, names in grouped(found.unavailable))]

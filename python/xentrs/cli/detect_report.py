@@ -5,6 +5,7 @@ In: `ScoredDocuments`, perhaps a `Judgement`. Out: lines: a table of scores for 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -69,22 +70,25 @@ def note_lines(documents: ScoredDocuments, missing: dict[str, Any], window: int 
         lines.append(f"the pass {name} is left out: {run} has none")
     if documents.no_texts_reason is not None:
         lines.append(f"no texts: {documents.no_texts_reason}")
-    for what, columns in _grouped({name: _missing_text(entry) for name, entry in missing.items()}):
+    for what, columns in grouped({name: _missing_text(entry) for name, entry in missing.items()}):
         lines.append(f"{'each score' if columns == ', '.join(documents.values) else columns}: {what}")
-    lines += [f"left out {names}: needs {lacks}" for lacks, names in _grouped(documents.unavailable)]
+    lines += [f"left out {names}: needs {lacks}" for lacks, names in grouped(documents.unavailable)]
     return lines
 
 
 def _missing_text(entry: dict[str, Any]) -> str:
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in entry["reasons"].items())
+    return f"{entry['count']:,} documents without it ({reasons}): {first_ids(entry['documents'], entry['count'])}"
+
+
+def first_ids(ids: Sequence[str], count: int) -> str:
+    """The first few of `count` ids."""
     from xentrs.report.terminal import printable
 
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in entry["reasons"].items())
-    ids = ", ".join(printable(identifier) for identifier in entry["documents"][:_SHOWN_DOCUMENTS])
-    more = ", ..." if entry["count"] > _SHOWN_DOCUMENTS else ""
-    return f"{entry['count']:,} documents without it ({reasons}): {ids}{more}"
+    return ", ".join(map(printable, ids[:_SHOWN_DOCUMENTS])) + (", ..." if count > _SHOWN_DOCUMENTS else "")
 
 
-def _grouped(texts: dict[str, str]) -> list[tuple[str, str]]:
+def grouped(texts: dict[str, str]) -> list[tuple[str, str]]:
     """Each text once, with the names that it holds for."""
     names: dict[str, list[str]] = {}
     for name, text in texts.items():
@@ -140,22 +144,21 @@ def _decision_lines(judgement: Judgement) -> list[str]:
     return [
         f"Of {len(first.decided):,} documents of label 1, decided against those of label 0 at a false discovery rate "
         f"of {first.q:g}: {found}.",
-        *(f"{text}." if len(counts) == 0 else f"{names}: {text}." for text, names in _grouped(notes)),
+        *(f"{text}." if len(counts) == 0 else f"{names}: {text}." for text, names in grouped(notes)),
     ]
 
 
 def _unlabeled_lines(unlabeled: Unlabeled) -> list[str]:
     """A line for each score: which documents without a label it tells from known non-members, one by one."""
-    from xentrs.report.terminal import aligned, number, printable
+    from xentrs.report.terminal import aligned, number
 
     rows, notes = [], {}
     block = unlabeled.block()
     for name, entry in block["scores"].items():
         lowest = "-" if entry["lowest_p_value"] is None else number(entry["lowest_p_value"])
-        ids = ", ".join(printable(identifier) for identifier in entry["decided_ids"][:_SHOWN_DOCUMENTS])
-        more = ", ..." if entry["decided"] > _SHOWN_DOCUMENTS else ""
+        ids = first_ids(entry["decided_ids"], entry["decided"])
         there = len(unlabeled.places) - entry["nan_count"]
-        rows.append((name, f"{there:,}", f"{entry['reference_count']:,}", lowest, f"{entry['decided']:,}", ids + more))
+        rows.append((name, f"{there:,}", f"{entry['reference_count']:,}", lowest, f"{entry['decided']:,}", ids))
         if entry["note"] is not None:
             notes[name] = entry["note"]
     q = next((entry.q for entry in unlabeled.decisions.values()), None)
@@ -163,8 +166,8 @@ def _unlabeled_lines(unlabeled: Unlabeled) -> list[str]:
         [] if q is None else [f"Documents without a label, decided at a false discovery rate of {q:g} by each score:"]
     )
     lines += aligned([_UNLABELED_HEADER, *rows])
-    lines += [f"{names}: {text}." for text, names in _grouped(notes)]
-    lines += [f"{names}: not decided: {text}" for text, names in _grouped(unlabeled.undecided)]
+    lines += [f"{names}: {text}." for text, names in grouped(notes)]
+    lines += [f"{names}: not decided: {text}" for text, names in grouped(unlabeled.undecided)]
     if unlabeled.sentence is not None:
         return [*lines, unlabeled.sentence]
     return [*lines, f"no blind baseline of them: {unlabeled.blind_reason}"]

@@ -42,10 +42,11 @@ def check_mergeable(runs: Sequence[OpenRun]) -> None:
             _require_one_reading(one, other)
             if _overlap(one.header["reading"], other.header["reading"]):
                 raise ManifestMismatch(f"{one.path} and {other.path} hold the same documents: they would count twice")
-        elif shared := [name for sha256, name in _names_by_hash(one).items() if sha256 in _names_by_hash(other)]:
+            continue
+        mine, theirs = _names_by_hash(one), _names_by_hash(other)
+        if (shared := next((name for sha256, name in mine.items() if sha256 in theirs), None)) is not None:
             raise ManifestMismatch(
-                f"{one.path} and {other.path} both hold {shared[0]}, beside other inputs: its documents would count "
-                f"twice"
+                f"{one.path} and {other.path} both hold {shared}, beside other inputs: its documents would count twice"
             )
 
 
